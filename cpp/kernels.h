@@ -1,0 +1,93 @@
+// The CPU kernels' interface. It knows nothing of XLA, and nothing of instruction sets: each one
+// (see dispatch.h) fills a `Kernels` table with its own compilation of the same source.
+//
+// Letters: T frames, U labels, W = U + 1 cells a frame, V classes. All arrays are dense, row-major.
+#pragma once
+
+#include <cstdint>
+
+namespace jax_rnnt {
+
+enum class DType { kF32, kF64, kBF16, kF16 };
+
+// How scores become arc log-probabilities.
+enum class Normalization : int64_t {
+  kSoftmax = 0,  // log-softmax over the classes
+  kNone = 1,     // scores already are log-probabilities
+  kHat = 2,      // sigmoid for blank, softmax over the other classes (arXiv 2003.07705)
+};
+
+// Regular: a label arc stays in its frame. Modified and constrained: every arc takes one frame.
+enum class Topology : int64_t { kRegular = 0, kModified = 1, kConstrained = 2 };
+
+// Frames [frame_begin, frame_end) and labels [label_begin, label_end) of one utterance. Out-of-range
+// values mark an utterance with bad input: its log-likelihood is NaN and nothing of it is read.
+struct Bounds {
+  int32_t frame_begin, frame_end, label_begin, label_end;
+
+  // Always inlined: a copy shared between instruction sets could be compiled for the wrong one.
+  __attribute__((always_inline)) bool valid(int64_t frames, int64_t labels) const {
+    return 0 <= frame_begin && frame_begin <= frame_end && frame_end <= frames &&
+           0 <= label_begin && label_begin <= label_end && label_end <= labels;
+  }
+};
+
+// Scores to arcs, for one batch. "Planes" are (batch, T, W), float, or double for double logits.
+struct ArcsForward {
+  int64_t batch, frames, cells, classes;
+  int64_t blank_id;
+  Normalization normalization;
+  const void* logits;     // (batch, T, W, V)
+  const int32_t* labels;  // (batch, U)
+  const Bounds* bounds;   // (batch,)
+  void* blank;            // plane, log p(blank); -inf outside the bounds
+  void* label;            // plane, log p(label u); -inf outside the bounds and in the last column
+  void* denominators;     // plane, log of the sum over the classes that the softmax runs over
+};
+
+// Arc weights to the gradient of the scores. A cell whose two weights are 0 gets an exact 0, and its
+// row of logits is not read.
+struct ArcsBackward {
+  int64_t batch, frames, cells, classes;
+  int64_t blank_id;
+  Normalization normalization;
+  double clamp;  // bound on each element before the cotangent is applied; <= 0 is off
+  const void* logits;
+  const int32_t* labels;
+  const void* denominators;
+  const void* blank_weights;  // plane, d log-likelihood / d blank arc
+  const void* label_weights;  // plane
+  const void* cotangents;     // (batch,), of the loss
+  void* gradient;             // as logits
+};
+
+// The recursion over arcs, for one batch.
+struct Lattice {
+  int64_t batch, frames, cells;
+  Topology topology;
+  bool final_blank;      // modified: the last frame has a blank arc only
+  double delay_penalty;  // added to label arcs, times (frame_end - 1) / 2 - t
+  const void* blank;     // plane
+  const void* label;     // plane
+  const Bounds* bounds;  // (batch,)
+  void* log_likelihood;  // (batch,)
+  void* blank_posteriors;  // plane, or null when only the log-likelihood is wanted
+  void* label_posteriors;
+  void* workspace;  // (batch, workspace_elements)
+  int64_t workspace_elements;
+};
+
+// Elements of float (double) that one utterance needs as workspace.
+int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
+                                   bool with_posteriors);
+
+// Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for the
+// lattice. Each function does the items [begin, end).
+struct Kernels {
+  const char* name;
+  void (*arcs_forward)(const ArcsForward&, DType, int64_t begin, int64_t end);
+  void (*arcs_backward)(const ArcsBackward&, DType, int64_t begin, int64_t end);
+  void (*lattice)(const Lattice&, DType, int64_t begin, int64_t end);
+};
+
+}  // namespace jax_rnnt

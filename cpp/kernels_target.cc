@@ -1,0 +1,52 @@
+// All kernels for one instruction set. The build compiles this file several times, with
+// JAX_RNNT_TARGET (a namespace), JAX_RNNT_VECTOR_BYTES and the compiler flags that belong to them.
+#include "arcs_kernels.h"
+#include "lattice_kernels.h"
+
+#define JAX_RNNT_STRING(x) #x
+#define JAX_RNNT_NAME(x) JAX_RNNT_STRING(x)
+
+namespace jax_rnnt::JAX_RNNT_TARGET {
+namespace {
+
+void arcs_forward(const ArcsForward& p, DType dtype, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    switch (dtype) {
+      case DType::kF32: arcs_forward_frame<float>(p, item); break;
+      case DType::kF64: arcs_forward_frame<double>(p, item); break;
+      case DType::kBF16: arcs_forward_frame<BFloat16>(p, item); break;
+      case DType::kF16: arcs_forward_frame<Float16>(p, item); break;
+    }
+  }
+}
+
+void arcs_backward(const ArcsBackward& p, DType dtype, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    switch (dtype) {
+      case DType::kF32: arcs_backward_frame<float>(p, item); break;
+      case DType::kF64: arcs_backward_frame<double>(p, item); break;
+      case DType::kBF16: arcs_backward_frame<BFloat16>(p, item); break;
+      case DType::kF16: arcs_backward_frame<Float16>(p, item); break;
+    }
+  }
+}
+
+void lattice(const Lattice& p, DType dtype, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    if (dtype == DType::kF64) {
+      lattice_utterance<double>(p, item);
+    } else {
+      lattice_utterance<float>(p, item);
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table{JAX_RNNT_NAME(JAX_RNNT_TARGET), arcs_forward, arcs_backward,
+                                 lattice};
+  return table;
+}
+
+}  // namespace jax_rnnt::JAX_RNNT_TARGET

@@ -1,0 +1,46 @@
+// The Python module jax_rnnt._native._cpu.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "dispatch.h"
+#include "ffi_handlers.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+nb::capsule handler(XLA_FFI_Handler* function) {
+  return nb::capsule(reinterpret_cast<void*>(function));
+}
+
+nb::dict registrations() {
+  nb::dict handlers;
+  handlers["jax_rnnt_arcs_fwd"] = handler(jax_rnnt_arcs_fwd_cpu);
+  handlers["jax_rnnt_arcs_bwd"] = handler(jax_rnnt_arcs_bwd_cpu);
+  handlers["jax_rnnt_lattice"] = handler(jax_rnnt_lattice_cpu);
+  handlers["jax_rnnt_lattice_score"] = handler(jax_rnnt_lattice_score_cpu);
+  return handlers;
+}
+
+int64_t lattice_workspace_elements(int64_t frames, int64_t cells, int64_t topology,
+                                   bool with_posteriors) {
+  return jax_rnnt::lattice_workspace_elements(frames, cells, jax_rnnt::Topology(topology),
+                                              with_posteriors);
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of jax_rnnt, as XLA FFI handlers.";
+  m.def("registrations", &registrations, "FFI target name to handler capsule.");
+  m.def("lattice_workspace_elements", &lattice_workspace_elements, nb::arg("frames"),
+        nb::arg("cells"), nb::arg("topology"), nb::arg("with_posteriors"),
+        "Workspace of one utterance, in elements of the arcs' dtype.");
+  m.def("available_targets", &jax_rnnt::available_targets,
+        "Instruction sets that this build and this processor have, widest first.");
+  m.def("active_target", [] { return std::string(jax_rnnt::active_kernels().name); },
+        "The instruction set that the kernels run with.");
+  m.def("select_target", &jax_rnnt::select_kernels, nb::arg("name"),
+        "Makes the kernels run with one of `available_targets` from the next call on.");
+}

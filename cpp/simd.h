@@ -1,0 +1,294 @@
+// Fixed-width vectors and the elementary functions the kernels need, on GCC/Clang vector extensions.
+//
+// This header is compiled once per instruction set (see kernels_target.cc), each time inside its own
+// namespace. It includes no standard C++ header: an inline function of the standard library compiled
+// here with AVX-512 could be the copy that the linker keeps for the whole extension.
+#pragma once
+
+#include <cstdint>
+
+#ifndef JAX_RNNT_TARGET
+#error "define JAX_RNNT_TARGET and JAX_RNNT_VECTOR_BYTES before including simd.h"
+#endif
+
+namespace jax_rnnt::JAX_RNNT_TARGET {
+
+template <class T>
+struct Traits;
+
+template <>
+struct Traits<float> {
+  using Int = int32_t;
+  typedef float Vec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES)));
+  typedef int32_t IntVec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES)));
+  static constexpr int kMantissaBits = 23;
+  static constexpr Int kExponentBias = 127;
+  static constexpr float kRoundingMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLog2e = 1.44269504088896341f;
+  static constexpr float kLn2High = 0.693359375f;  // 10 significant bits: n * kLn2High is exact
+  static constexpr float kLn2Low = -2.1219444005469058e-4f;
+  static constexpr float kLowest = -3.402823466e38f;
+};
+
+template <>
+struct Traits<double> {
+  using Int = int64_t;
+  typedef double Vec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES)));
+  typedef int64_t IntVec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES)));
+  static constexpr int kMantissaBits = 52;
+  static constexpr Int kExponentBias = 1023;
+  static constexpr double kRoundingMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLog2e = 1.44269504088896341;
+  static constexpr double kLn2High = 0x1.62e42fee00000p-1;  // 32 bits: n * kLn2High is exact
+  static constexpr double kLn2Low = 1.9082149292705877e-10;
+  static constexpr double kLowest = -1.7976931348623157e308;
+};
+
+template <class T>
+using Vec = typename Traits<T>::Vec;
+template <class T>
+using IntVec = typename Traits<T>::IntVec;
+template <class T>
+using Int = typename Traits<T>::Int;
+
+template <class T>
+constexpr int kLanes = JAX_RNNT_VECTOR_BYTES / sizeof(T);
+
+#define JAX_RNNT_INLINE static inline __attribute__((always_inline))
+
+template <class V, class P>
+JAX_RNNT_INLINE V load(const P* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class V, class P>
+JAX_RNNT_INLINE void store(P* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+template <class To, class From>
+JAX_RNNT_INLINE To bits(From x) {
+  return __builtin_bit_cast(To, x);
+}
+
+template <class T>
+JAX_RNNT_INLINE Vec<T> broadcast(T x) {
+  return Vec<T>{} + x;
+}
+
+// The second operand wins when the first is NaN, and the first never hides a NaN in the second.
+template <class V>
+JAX_RNNT_INLINE V max_keep_nan(V lower, V x) {
+  return x < lower ? lower : x;
+}
+
+template <class T>
+JAX_RNNT_INLINE T horizontal_sum(Vec<T> v) {
+  T sum = 0;
+  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
+  return sum;
+}
+
+template <class T, class V>
+JAX_RNNT_INLINE auto horizontal_max(V v) {
+  auto max = v[0];
+  for (int i = 1; i < kLanes<T>; ++i) max = v[i] > max ? v[i] : max;
+  return max;
+}
+
+template <class T>
+JAX_RNNT_INLINE Vec<T> lane_index() {
+  Vec<T> v{};
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = T(i);
+  return v;
+}
+
+// exp(r) for |r| <= ln(2)/2: minimax polynomials of the relative error, 1.9e-9 (float) and 3.1e-18
+// (double) before rounding.
+JAX_RNNT_INLINE Vec<float> exp_reduced(Vec<float> r) {
+  Vec<float> p = broadcast<float>(0.0013836794166131717975f);
+  p = p * r + 0.0083748570487936426061f;
+  p = p * r + 0.041668228679853750789f;
+  p = p * r + 0.16666419680857871919f;
+  p = p * r + 0.49999992056119701231f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+
+JAX_RNNT_INLINE Vec<double> exp_reduced(Vec<double> r) {
+  Vec<double> p = broadcast<double>(2.499425709266684349e-8);
+  p = p * r + 2.7632367970425102655e-7;
+  p = p * r + 2.7557623105475205444e-6;
+  p = p * r + 2.4801486320738795558e-5;
+  p = p * r + 1.9841269431490030315e-4;
+  p = p * r + 1.3888888951410092322e-3;
+  p = p * r + 8.3333333335601570798e-3;
+  p = p * r + 4.1666666666492075491e-2;
+  p = p * r + 0.16666666666666166211;
+  p = p * r + 0.50000000000000177735;
+  p = p * r + 1.0;
+  return p * r + 1.0;
+}
+
+// 2^n for integer n, with 0 for n <= -bias; n must not exceed the largest exponent of T.
+template <class T>
+JAX_RNNT_INLINE Vec<T> exp2_int(IntVec<T> n) {
+  const IntVec<T> floor = IntVec<T>{} - Traits<T>::kExponentBias;
+  n = n < floor ? floor : n;
+  return bits<Vec<T>>((n + Traits<T>::kExponentBias) << Traits<T>::kMantissaBits);
+}
+
+template <class T>
+struct RangeReduced {
+  Vec<T> remainder;  // x - quotient * ln 2, within +-ln(2)/2
+  IntVec<T> quotient;
+};
+
+template <class T>
+JAX_RNNT_INLINE RangeReduced<T> reduce_by_ln2(Vec<T> x) {
+  using C = Traits<T>;
+  const Vec<T> shifted = x * C::kLog2e + C::kRoundingMagic;
+  const Vec<T> n = shifted - C::kRoundingMagic;
+  IntVec<T> quotient;
+  if constexpr (sizeof(T) == 4) {
+    quotient = __builtin_convertvector(n, IntVec<T>);
+  } else {
+    // Below AVX-512 there is no such conversion; the integer sits in the low bits of `shifted`.
+    quotient = bits<IntVec<T>>(shifted) - bits<IntVec<T>>(broadcast<T>(C::kRoundingMagic));
+  }
+  return {(x - n * C::kLn2High) - n * C::kLn2Low, quotient};
+}
+
+// exp(x) for x <= 0: results below the smallest normal number are 0, exp(-inf) = 0, NaN stays NaN.
+// Within 1 ULP in float where the instruction set has FMA.
+template <class T>
+JAX_RNNT_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
+  const T underflow = T(-Traits<T>::kExponentBias) / Traits<T>::kLog2e;
+  const RangeReduced<T> reduced = reduce_by_ln2<T>(max_keep_nan(broadcast<T>(underflow), x));
+  return exp_reduced(reduced.remainder) * exp2_int<T>(reduced.quotient);
+}
+
+// log(x) for finite normal x > 0; 0 gives -inf, NaN stays NaN. About 1 ULP.
+// With x = 2^n f, f in [sqrt(1/2), sqrt(2)), s = (f - 1) / (f + 1):  log f = 2 s (1 + s^2/3 + s^4/5 + ...).
+template <class T>
+JAX_RNNT_INLINE Vec<T> log_positive(Vec<T> x) {
+  using C = Traits<T>;
+  constexpr int kTerms = sizeof(T) == 4 ? 5 : 11;
+  const IntVec<T> raw = bits<IntVec<T>>(x);
+  const Int<T> sqrt_half = bits<Int<T>>(T(0.70710678118654752440));
+  const IntVec<T> n = (raw - sqrt_half) >> C::kMantissaBits;
+  const Vec<T> f = bits<Vec<T>>(raw - (n << C::kMantissaBits));
+  const Vec<T> s = (f - T(1)) / (f + T(1));
+  const Vec<T> z = s * s;
+  Vec<T> series = broadcast<T>(T(1) / T(2 * kTerms + 1));
+  for (int k = kTerms - 1; k >= 1; --k) series = series * z + T(1) / T(2 * k + 1);
+  const Vec<T> log_f = T(2) * s + T(2) * s * z * series;
+  const Vec<T> exponent = __builtin_convertvector(n, Vec<T>);
+  const Vec<T> result = exponent * C::kLn2High + (log_f + exponent * C::kLn2Low);
+  const Vec<T> zero_result = broadcast<T>(-__builtin_inf());
+  return x > T(0) ? result : (x == T(0) ? zero_result : x);
+}
+
+// log(1 + y) for 0 <= y <= 1; NaN stays NaN. Kahan's correction of the rounding of 1 + y.
+template <class T>
+JAX_RNNT_INLINE Vec<T> log1p_unit(Vec<T> y) {
+  const Vec<T> w = y + T(1);
+  const Vec<T> rounded = w - T(1);
+  return rounded == T(0) ? y : log_positive<T>(w) * (y / rounded);
+}
+
+// Storage formats of the logits. `load_lanes` widens kLanes<Accumulator> elements, `store_lanes`
+// rounds to nearest even.
+struct BFloat16 {
+  uint16_t raw;
+};
+struct Float16 {
+  uint16_t raw;
+};
+
+template <class In>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class In>
+using Accumulator = typename AccumulatorOf<In>::type;
+
+typedef uint16_t Half16Vec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES / 2)));
+typedef uint32_t UInt32Vec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES)));
+
+JAX_RNNT_INLINE Vec<float> load_lanes(const float* p) { return load<Vec<float>>(p); }
+JAX_RNNT_INLINE Vec<double> load_lanes(const double* p) { return load<Vec<double>>(p); }
+
+JAX_RNNT_INLINE Vec<float> load_lanes(const BFloat16* p) {
+  return bits<Vec<float>>(__builtin_convertvector(load<Half16Vec>(p), UInt32Vec) << 16);
+}
+
+JAX_RNNT_INLINE Vec<float> load_lanes(const Float16* p) {
+  const UInt32Vec half = __builtin_convertvector(load<Half16Vec>(p), UInt32Vec);
+  const UInt32Vec sign = (half & 0x8000u) << 16;
+  const UInt32Vec magnitude = half & 0x7fffu;
+  const UInt32Vec normal = (magnitude << 13) + ((127u - 15u) << 23);
+  const UInt32Vec inf_or_nan = (magnitude << 13) | 0x7f800000u;
+  // Subnormal halves are small integers times 2^-24; this is exact also when denormals are flushed.
+  const UInt32Vec subnormal = bits<UInt32Vec>(
+      __builtin_convertvector(bits<IntVec<float>>(magnitude), Vec<float>) * 5.9604644775390625e-8f);
+  const UInt32Vec finite = magnitude < 0x0400u ? subnormal : normal;
+  return bits<Vec<float>>((magnitude >= 0x7c00u ? inf_or_nan : finite) | sign);
+}
+
+JAX_RNNT_INLINE void store_lanes(float* p, Vec<float> v) { store(p, v); }
+JAX_RNNT_INLINE void store_lanes(double* p, Vec<double> v) { store(p, v); }
+
+JAX_RNNT_INLINE void store_lanes(BFloat16* p, Vec<float> v) {
+  const UInt32Vec raw = bits<UInt32Vec>(v);
+  const UInt32Vec rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+  const UInt32Vec nan = (raw >> 16) | 0x0040u;
+  const UInt32Vec is_nan = bits<UInt32Vec>(v != v);
+  store(p, __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), Half16Vec));
+}
+
+JAX_RNNT_INLINE void store_lanes(Float16* p, Vec<float> v) {
+  const UInt32Vec raw = bits<UInt32Vec>(v);
+  const UInt32Vec sign = (raw >> 16) & 0x8000u;
+  const UInt32Vec magnitude = raw & 0x7fffffffu;
+  const UInt32Vec rounded = magnitude + 0x0fffu + ((magnitude >> 13) & 1u);
+  const UInt32Vec normal = (rounded - ((127u - 15u) << 23)) >> 13;
+  // Below the normal halves: adding 0.5 lets the hardware round at the subnormal's last bit, 2^-24.
+  const UInt32Vec half_one = bits<UInt32Vec>(broadcast<float>(0.5f));
+  const UInt32Vec subnormal =
+      bits<UInt32Vec>(bits<Vec<float>>(magnitude) + 0.5f) - half_one;
+  UInt32Vec half = magnitude < (113u << 23) ? subnormal : normal;
+  half = rounded >= (143u << 23) ? (UInt32Vec{} + 0x7c00u) : half;
+  half = magnitude > 0x7f800000u ? (UInt32Vec{} + 0x7e00u) : half;
+  store(p, __builtin_convertvector(half | sign, Half16Vec));
+}
+
+// One value of the storage format, by way of a vector: only a few are read or written per row.
+template <class In>
+JAX_RNNT_INLINE Accumulator<In> load_scalar(const In* p) {
+  if constexpr (sizeof(In) == 2) {
+    In lanes[kLanes<float>] = {*p};
+    return load_lanes(lanes)[0];
+  } else {
+    return *p;
+  }
+}
+
+template <class In>
+JAX_RNNT_INLINE void store_scalar(In* p, Accumulator<In> value) {
+  if constexpr (sizeof(In) == 2) {
+    In lanes[kLanes<float>];
+    store_lanes(lanes, broadcast<float>(value));
+    *p = lanes[0];
+  } else {
+    *p = value;
+  }
+}
+
+}  // namespace jax_rnnt::JAX_RNNT_TARGET

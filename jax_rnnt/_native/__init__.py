@@ -1,0 +1,1 @@
+"""The native kernels as JAX primitives. Everything that depends on XLA FFI or JAX's version is here."""

@@ -1,0 +1,60 @@
+"""Every conditional on JAX's version. Tested from 0.7 to 0.11."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def varying_axes(aval: Any) -> frozenset[str]:
+    """The `shard_map` mesh axes along which a value varies."""
+    manual_axis_type = getattr(aval, "mat", None)  # JAX 0.10 and newer
+    if manual_axis_type is not None:
+        return frozenset(manual_axis_type.varying)
+    return frozenset(getattr(aval, "vma", ()))
+
+
+def _as_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    return jax.lax.pvary(x, axes)
+
+
+def align_varying_axes(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Gives all operands the same varying axes inside `shard_map`.
+
+    The cast is what sums the cotangent of a replicated operand over the mesh. It must lie outside of
+    a `custom_vjp`, whose gradients would otherwise silently be those of one shard.
+    """
+    varying = [varying_axes(jax.typeof(x)) for x in operands]
+    union = frozenset().union(*varying)
+    return tuple(
+        _as_varying(x, tuple(sorted(union - axes, key=str))) if union - axes else x
+        for x, axes in zip(operands, varying, strict=True)
+    )
+
+
+def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The abstract value of an output with the batch dimensions of `reference`.
+
+    `shape` excludes the batch dimensions. Explicit sharding of the batch dimensions and varying axes
+    are carried over; without them gradients fail under explicit meshes and in `shard_map`.
+    """
+    update: dict[str, Any] = {
+        "shape": (*reference.shape[:num_batch_dims], *shape),
+        "dtype": jax.numpy.dtype(dtype),
+        "weak_type": False,
+    }
+    sharding = getattr(reference, "sharding", None)
+    if sharding is not None:
+        spec = (*sharding.spec, *[None] * (reference.ndim - len(sharding.spec)))
+        spec = (*spec[:num_batch_dims], *[None] * len(shape))
+        update["sharding"] = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return reference.update(**update)
+
+
+def uses_shardy() -> bool:
+    """Whether programs are partitioned by Shardy, which wants a rule for each custom call."""
+    return bool(getattr(jax.config, "jax_use_shardy_partitioner", True))

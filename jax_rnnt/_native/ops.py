@@ -1,0 +1,112 @@
+"""The native ops: `arcs_fwd`, `arcs_bwd`, `lattice` and `lattice_score`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import reference
+from ..types import Normalization, Topology
+from ._cpu import lattice_workspace_elements
+from .jax_versions import align_varying_axes
+from .primitive import CoreType, native_primitive
+
+_NORMALIZATION_CODES = {"softmax": 0, "none": 1, "hat": 2}
+_TOPOLOGY_CODES = {"regular": 0, "modified": 1, "constrained": 2}
+
+
+def _arcs_attributes(blank_id: int, normalization: Normalization) -> dict[str, Any]:
+    return {
+        "blank_id": np.int64(blank_id),
+        "normalization": np.int64(_NORMALIZATION_CODES[normalization]),
+    }
+
+
+def _lattice_attributes(
+    topology: Topology, final_blank: bool, delay_penalty: float
+) -> dict[str, Any]:
+    return {
+        "topology": np.int64(_TOPOLOGY_CODES[topology]),
+        "final_blank": np.bool_(final_blank),
+        "delay_penalty": np.float64(delay_penalty),
+    }
+
+
+def _lattice_workspace(blank: Any, topology: Topology, with_posteriors: bool) -> list[CoreType]:
+    frames, cells = blank.shape
+    if not (isinstance(frames, int) and isinstance(cells, int)):
+        raise NotImplementedError(
+            f"the native lattice needs T and U to be known when lowering, got (T, U+1) = "
+            f"({frames}, {cells}). Export with symbolic batch dimensions only, or use "
+            "implementation='xla'."
+        )
+    code = _TOPOLOGY_CODES[topology]
+    return [((lattice_workspace_elements(frames, cells, code, with_posteriors),), blank.dtype)]
+
+
+_arcs_fwd_p = native_primitive(
+    "jax_rnnt_arcs_fwd",
+    core_ndim=3,
+    outputs=lambda logits, *_, **params: (
+        [(logits.shape[:2], reference.accumulator_dtype(logits.dtype))] * 3
+    ),
+    fallback=reference.arcs_fwd,
+    attributes=_arcs_attributes,
+)
+
+_arcs_bwd_p = native_primitive(
+    "jax_rnnt_arcs_bwd",
+    core_ndim=3,
+    outputs=lambda logits, *_, **params: [(logits.shape, logits.dtype)],
+    fallback=lambda *args, **params: [reference.arcs_bwd(*args, **params)],
+    attributes=lambda clamp, **params: {
+        **_arcs_attributes(**params),
+        "clamp": np.float64(clamp or 0.0),
+    },
+)
+
+_lattice_p = native_primitive(
+    "jax_rnnt_lattice",
+    core_ndim=2,
+    outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
+    fallback=reference.lattice,
+    attributes=_lattice_attributes,
+    workspace=lambda blank, *_, topology, **params: _lattice_workspace(blank, topology, True),
+)
+
+_lattice_score_p = native_primitive(
+    "jax_rnnt_lattice_score",
+    core_ndim=2,
+    outputs=lambda blank, *_, **params: [((), blank.dtype)],
+    fallback=lambda *args, **params: [reference.lattice_score(*args, **params)],
+    attributes=_lattice_attributes,
+    workspace=lambda blank, *_, topology, **params: _lattice_workspace(blank, topology, False),
+)
+
+
+def arcs_fwd(
+    logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`reference.arcs_fwd` by the native kernel."""
+    return tuple(_arcs_fwd_p.bind(*align_varying_axes(logits, labels, bounds), **params))
+
+
+def arcs_bwd(*operands: jax.Array, **params: Any) -> jax.Array:
+    """`reference.arcs_bwd` by the native kernel."""
+    return _arcs_bwd_p.bind(*align_varying_axes(*operands), **params)[0]
+
+
+def lattice(
+    blank: jax.Array, label: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`reference.lattice` by the native kernel."""
+    return tuple(_lattice_p.bind(*align_varying_axes(blank, label, bounds), **params))
+
+
+def lattice_score(
+    blank: jax.Array, label: jax.Array, bounds: jax.Array, **params: Any
+) -> jax.Array:
+    """`reference.lattice_score` by the native kernel."""
+    return _lattice_score_p.bind(*align_varying_axes(blank, label, bounds), **params)[0]

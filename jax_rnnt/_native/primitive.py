@@ -1,0 +1,145 @@
+"""Builds JAX primitives out of FFI targets that accept any number of leading batch dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir, xla
+
+from . import jax_versions
+from ._cpu import registrations
+
+# A core type is the shape (without batch dimensions) and dtype of an output.
+CoreType = tuple[tuple[int, ...], Any]
+
+for _name, _handler in registrations().items():
+    jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
+    jax.ffi.register_ffi_target_as_batch_partitionable(_name)
+
+
+def native_primitive(
+    target: str,
+    *,
+    core_ndim: int,
+    outputs: Callable[..., Sequence[CoreType]],
+    fallback: Callable[..., Sequence[jax.Array]],
+    attributes: Callable[..., Mapping[str, Any]],
+    workspace: Callable[..., Sequence[CoreType]] = lambda *avals, **params: (),
+) -> Primitive:
+    """A primitive that runs `target` on CPU and `fallback`, in pure JAX, elsewhere.
+
+    Args:
+      target: FFI target name; operands, then outputs, then workspaces are its buffers. All of them
+        have the same leading batch dimensions.
+      core_ndim: dimensions of the first operand that are not batch dimensions.
+      outputs: `(*core avals, **params)` to the core types of the outputs.
+      fallback: the same function of arrays in JAX.
+      attributes: `**params` to FFI attributes.
+      workspace: `(*core avals, **params)` to core types of scratch outputs, which the primitive hides.
+
+    Every primitive takes the parameter `native`: if true, platforms without a kernel raise
+    `NotImplementedError` on lowering.
+    """
+    primitive = Primitive(target)
+    primitive.multiple_results = True
+    # Not `jax.jit(bind)`, which recurses for ever under `jax_debug_nans`.
+    primitive.def_impl(partial(xla.apply_primitive, primitive))
+
+    def batch_dims(avals: Sequence[Any]) -> int:
+        return avals[0].ndim - core_ndim
+
+    def output_types(core_types: Callable[..., Sequence[CoreType]], avals, params) -> list[Any]:
+        n = batch_dims(avals)
+        core_avals = [jax.ShapeDtypeStruct(a.shape[n:], a.dtype) for a in avals]
+        return [
+            jax_versions.output_type(avals[0], n, shape, dtype)
+            for shape, dtype in core_types(*core_avals, **params)
+        ]
+
+    @primitive.def_abstract_eval
+    def _abstract_eval(*avals, native, **params):
+        del native
+        return output_types(outputs, avals, params)
+
+    def lower_native(ctx, *operands, native, **params):
+        del native
+        n = batch_dims(ctx.avals_in)
+        scratch = output_types(workspace, ctx.avals_in, params)
+        ctx = ctx.replace(avals_out=[*ctx.avals_out, *scratch])
+        extra = {
+            "mhlo.frontend_attributes": mlir.ir.DictAttr.get(
+                {"num_batch_dims": mlir.ir.StringAttr.get(str(n))}
+            )
+        }
+        rule = sharding_rule(n, ctx.avals_in, ctx.avals_out)
+        if rule is not None and jax_versions.uses_shardy():
+            extra["sdy.sharding_rule"] = mlir.ir.Attribute.parse(rule)
+        results = jax.ffi.ffi_lowering(target, extra_attributes=extra)(
+            ctx, *operands, **attributes(**params)
+        )
+        return results[: len(results) - len(scratch)]
+
+    def lower_fallback(ctx, *operands, native, **params):
+        if native:
+            platforms = ctx.platforms or ctx.module_context.platforms
+            raise NotImplementedError(
+                f"implementation='native' has no kernel for platform {', '.join(platforms)!r}, only "
+                "for cpu. Use implementation='auto' (pure JAX where there is no kernel) or 'xla'."
+            )
+        return mlir.lower_fun(partial(fallback, **params), multiple_results=True)(ctx, *operands)
+
+    mlir.register_lowering(primitive, lower_fallback)
+    mlir.register_lowering(primitive, lower_native, platform="cpu")
+
+    def batch(args, dims, **params):
+        size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        args = [
+            jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+            for x, d in zip(args, dims, strict=True)
+        ]
+        results = primitive.bind(*jax_versions.align_varying_axes(*args), **params)
+        return results, [0] * len(results)
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+def sharding_rule(
+    num_batch_dims: int, avals_in: Sequence[Any], avals_out: Sequence[Any]
+) -> str | None:
+    """The `#sdy.op_sharding_rule` that lets the batch dimensions be sharded, and nothing else.
+
+    None without batch dimensions, and with symbolic ones (shape-polymorphic export), which the rule's
+    syntax cannot express.
+    """
+    shapes = [a.shape for a in (*avals_in, *avals_out)]
+    if num_batch_dims == 0 or not all(isinstance(d, int) for shape in shapes for d in shape):
+        return None
+    sizes: list[int] = list(shapes[0][:num_batch_dims])
+
+    def factors(shape: tuple[int, ...]) -> str:
+        first = len(sizes)
+        sizes.extend(shape[num_batch_dims:])
+        indices = [*range(num_batch_dims), *range(first, len(sizes))]
+        return "[" + ", ".join(_factor_name(i) for i in indices) + "]"
+
+    operands = ", ".join(factors(a.shape) for a in avals_in)
+    results = ", ".join(factors(a.shape) for a in avals_out)
+    names = [_factor_name(i) for i in range(len(sizes))]
+    declared = ", ".join(f"{name}={size}" for name, size in zip(names, sizes, strict=True))
+    private = ", ".join(names[num_batch_dims:])
+    need_replication = f" need_replication={{{private}}}" if private else ""
+    return (
+        f"#sdy.op_sharding_rule<({operands})->({results}) {{{declared}}}{need_replication}, custom>"
+    )
+
+
+def _factor_name(index: int) -> str:
+    """Shardy's names of factors: i, j, ..., z, then z_1, z_2, ..."""
+    return chr(ord("i") + index) if index < 18 else f"z_{index - 17}"
+

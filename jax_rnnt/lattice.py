@@ -1,0 +1,60 @@
+"""Arcs to log-likelihood and posteriors, by the implementation that the caller chose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import reference
+from ._native import ops
+from .types import LatticeOptions, Posteriors
+
+
+def _params(options: LatticeOptions) -> dict[str, Any]:
+    return {
+        "topology": options.topology,
+        "final_blank": options.final_blank,
+        "delay_penalty": options.delay_penalty,
+    }
+
+
+def lattice(
+    options: LatticeOptions, blank: jax.Array, label: jax.Array, bounds: jax.Array
+) -> tuple[jax.Array, Posteriors]:
+    """Log-likelihoods `(*batch,)` and unit posteriors, see `reference.lattice`."""
+    params = _params(options)
+    if options.implementation == "xla":
+        log_likelihood, *posteriors = reference.lattice(blank, label, bounds, **params)
+    else:
+        native = options.implementation == "native"
+        log_likelihood, *posteriors = ops.lattice(blank, label, bounds, native=native, **params)
+    return log_likelihood, Posteriors(*posteriors)
+
+
+def lattice_score(
+    options: LatticeOptions, blank: jax.Array, label: jax.Array, bounds: jax.Array
+) -> jax.Array:
+    """Log-likelihoods alone, `(*batch,)`."""
+    params = _params(options)
+    if options.implementation == "xla":
+        return reference.lattice_score(blank, label, bounds, **params)
+    native = options.implementation == "native"
+    return ops.lattice_score(blank, label, bounds, native=native, **params)
+
+
+def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteriors:
+    """Posteriors as the gradient uses them: FastEmit strengthens the label arcs (arXiv 2010.11148).
+
+    The label arcs' posteriors are multiplied by `1 + fastemit_lambda`. A constrained label arc
+    contains the blank arc at its right, whose share in the posterior grows with it.
+    """
+    extra = options.fastemit_lambda
+    if extra == 0:
+        return posteriors
+    blank, label = posteriors
+    if options.topology == "constrained":
+        shifted = jnp.pad(label[..., :-1], [(0, 0)] * (label.ndim - 1) + [(1, 0)])
+        blank = blank + extra * shifted
+    return Posteriors(blank, (1 + extra) * label)

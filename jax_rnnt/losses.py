@@ -1,0 +1,375 @@
+"""The exact losses: `rnnt_loss` from logits, `rnnt_loss_from_arcs` from arc log-probabilities."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, overload
+
+import jax
+import jax.numpy as jnp
+
+from . import validation
+from ._native.jax_versions import align_varying_axes
+from .arcs import arcs_bwd, arcs_fwd
+from .lattice import gradient_weights, lattice, lattice_score
+from .reference import accumulator_dtype
+from .types import (
+    ArcsOptions,
+    Array,
+    Implementation,
+    LatticeOptions,
+    Normalization,
+    Posteriors,
+    Reduction,
+    Topology,
+)
+from .validation import Sizes, Utterances
+
+
+def rnnt_loss(
+    logits: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    clamp: float | None = None,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array:
+    """RNN-Transducer loss: minus the log-probability of the labels, summed over all alignments.
+
+    The log-softmax is fused: beside the logits and their gradient, memory is a few `(T, U+1)` planes.
+
+    Args:
+      logits: `(*batch, T, U+1, V)` float32, float64, bfloat16 or float16: output of the joint network
+        for frame `t` after `u` labels, unnormalised unless `normalization="none"`. V includes blank.
+      labels: `(*batch, U)` integers in [0, V), none of them blank. Padding may be anything.
+      logit_lengths: `(*batch,)` integers, frames of each utterance; None means T.
+      label_lengths: `(*batch,)` integers, labels of each utterance; None means U.
+      blank_id: class of the blank symbol; negative values count from the end.
+      topology: `"regular"` (Graves, arXiv 1211.3711, equations 12 to 18): any number of labels a
+        frame. `"modified"`: at most one label a frame, every arc takes a frame. `"constrained"`: as
+        modified, a label arc also has the log-probability of the blank arc of the cell above it
+        (both: k2, arXiv 2206.13236).
+      normalization: `"softmax"`; `"none"` if the logits already are log-probabilities; `"hat"`, a
+        Bernoulli variable for blank and a softmax over the labels (arXiv 2003.07705).
+      final_blank: with `"modified"`, let the last frame have a blank arc only, as
+        optimized_transducer's `one_sym_per_frame` does.
+      fastemit_lambda: FastEmit (arXiv 2010.11148): label arcs weigh `1 + fastemit_lambda` in the
+        gradient; the loss value is unchanged. Static, >= 0.
+      delay_penalty: adds `delay_penalty * ((frames - 1) / 2 - t)` to the log-probability of label
+        arcs (arXiv 2211.00490). Static.
+      clamp: bounds each element of the gradient by the logits, before it is multiplied by the
+        cotangent, to +-clamp. None or <= 0 is off. Static.
+      logit_begins, label_begins: `(*batch,)` integers: first frame and first label of each utterance
+        (0 by default); lengths stay absolute ends.
+      reduction: `"none"`, `"mean"` over the utterances that `where` keeps, or `"sum"`.
+      where: `(*batch,)` bool: utterances to keep; the others have loss and gradient zero.
+      implementation: `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform that
+        the program is compiled for has kernels. `"xla"` can be differentiated more than once.
+      check: raise errors for bad values of labels, lengths and begins if they are known, which waits
+        for them. Inside `jit` they are not known.
+
+    Returns:
+      `(*batch,)` losses in float32 (float64 for float64 logits), or a scalar. Gradients have the
+      dtype of the logits. An utterance without any alignment (modified with more labels than frames,
+      all paths -inf) has loss +inf; one with NaN or +inf among its logits, or with bad lengths or
+      labels that could not be checked, NaN. Both have gradient zero, and no effect on others. No
+      frames and no labels give loss 0. Padding is not read and gets gradient zero. Arcs with
+      log-probability below -2e7 count as -inf.
+
+    Raises:
+      TypeError: an argument has the wrong dtype or type.
+      ValueError: an argument has the wrong shape or an unknown value; with `check`, a length, begin or
+        label is out of range, or a label is blank.
+    """
+    logits = validation.float_scores("logits", logits)
+    sizes = validation.sizes_of("logits", logits.shape, 3)
+    utterances = validation.utterances_of(
+        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+    )
+    assert sizes.V is not None
+    blank_id = validation.blank_class(blank_id, sizes.V)
+    validation.check_options(topology, final_blank, reduction, implementation)
+    arcs_options = ArcsOptions(
+        blank_id,
+        validation.check_normalization(normalization),
+        validation.optional_clamp(clamp),
+        implementation,
+    )
+    lattice_options = _lattice_options(
+        topology, final_blank, delay_penalty, fastemit_lambda, implementation
+    )
+    if check:
+        validation.check_known_values(sizes, utterances, blank_id)
+    return _rnnt_loss(logits, utterances, arcs_options, lattice_options, reduction)
+
+
+@overload
+def rnnt_loss_from_arcs(
+    blank_log_probs: Array,
+    label_log_probs: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    return_posteriors: Literal[False] = False,
+    topology: Topology = "regular",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array: ...
+
+
+@overload
+def rnnt_loss_from_arcs(
+    blank_log_probs: Array,
+    label_log_probs: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    return_posteriors: Literal[True],
+    topology: Topology = "regular",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> tuple[jax.Array, Posteriors]: ...
+
+
+def rnnt_loss_from_arcs(
+    blank_log_probs: Array,
+    label_log_probs: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    return_posteriors: bool = False,
+    topology: Topology = "regular",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array | tuple[jax.Array, Posteriors]:
+    """RNN-Transducer loss from the log-probabilities of the two arcs that leave each cell.
+
+    Args:
+      blank_log_probs: `(*batch, T, U+1)` float32, float64, bfloat16 or float16: log-probability of
+        blank at frame `t` after `u` labels.
+      label_log_probs: the same shape and dtype; column `u` emits label `u`, the last one is ignored.
+      return_posteriors: also return the arc posteriors. They are constants to differentiation.
+      logit_lengths, label_lengths, topology, final_blank, fastemit_lambda, delay_penalty,
+        logit_begins, label_begins, reduction, where, implementation, check: as in `rnnt_loss`.
+
+    Returns:
+      The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`. Posteriors are
+      `(*batch, T, U+1)` in float32 (float64 for float64 input), zero in padding and for utterances
+      whose loss is not finite. Arcs that no complete path can take, and those below -2e7, count as
+      -inf whatever is given for them.
+
+    Raises:
+      TypeError, ValueError: as `rnnt_loss`.
+    """
+    blank = validation.float_scores("blank_log_probs", blank_log_probs)
+    label = validation.float_scores("label_log_probs", label_log_probs)
+    if label.shape != blank.shape:
+        raise ValueError(
+            f"label_log_probs has shape {label.shape}; expected that of blank_log_probs, {blank.shape}."
+        )
+    if label.dtype != blank.dtype:
+        raise TypeError(
+            f"label_log_probs has dtype {label.dtype}; expected that of blank_log_probs, {blank.dtype}."
+        )
+    sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
+    utterances = validation.utterances_of(
+        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
+    )
+    validation.check_options(topology, final_blank, reduction, implementation)
+    options = _lattice_options(
+        topology, final_blank, delay_penalty, fastemit_lambda, implementation
+    )
+    if check:
+        validation.check_known_values(sizes, utterances, None)
+    loss, posteriors = _rnnt_loss_from_arcs(
+        blank, label, utterances, options, reduction, return_posteriors
+    )
+    return loss if posteriors is None else (loss, posteriors)
+
+
+def check_inputs(
+    logits: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    blank_id: int = 0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    where: Array | None = None,
+) -> None:
+    """Raises the errors of `rnnt_loss` for bad values, also inside transformations.
+
+    Outside transformations this is the check that `rnnt_loss` makes by itself. Inside, call it before
+    the loss and transform with `jax.experimental.checkify.checkify`, whose error then says which
+    value of which argument was wrong.
+
+    Args:
+      logits: only their shape, `(*batch, T, U+1, V)`, and dtype are looked at.
+      labels, logit_lengths, label_lengths, blank_id, logit_begins, label_begins, where: as in
+        `rnnt_loss`.
+
+    Raises:
+      TypeError, ValueError: as `rnnt_loss`.
+    """
+    logits = validation.float_scores("logits", logits)
+    sizes = validation.sizes_of("logits", logits.shape, 3)
+    utterances = validation.utterances_of(
+        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+    )
+    assert sizes.V is not None
+    validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.V))
+
+
+def _lattice_options(
+    topology: Topology,
+    final_blank: bool,
+    delay_penalty: float,
+    fastemit_lambda: float,
+    implementation: Implementation,
+) -> LatticeOptions:
+    return LatticeOptions(
+        topology,
+        bool(final_blank),
+        validation.finite_number("delay_penalty", delay_penalty),
+        validation.finite_number("fastemit_lambda", fastemit_lambda, minimum=0.0),
+        implementation,
+    )
+
+
+@partial(jax.jit, static_argnames=("arcs_options", "lattice_options", "reduction"))
+def _rnnt_loss(
+    logits: jax.Array,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+    reduction: Reduction,
+) -> jax.Array:
+    sizes = validation.sizes_of("logits", logits.shape, 3)
+    assert utterances.labels is not None
+    bounds = validation.utterance_bounds(sizes, utterances, arcs_options.blank_id)
+    labels = validation.int32_labels(utterances.labels)
+    operands = align_varying_axes(logits, labels, bounds)
+    loss = _dense_loss(arcs_options, lattice_options, *operands)
+    return _reduce(loss, reduction, utterances.where)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dense_loss(
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+    logits: jax.Array,
+    labels: jax.Array,
+    bounds: jax.Array,
+) -> jax.Array:
+    blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
+    return -lattice_score(lattice_options, blank, label, bounds)
+
+
+def _dense_loss_fwd(arcs_options, lattice_options, logits, labels, bounds):
+    blank, label, denominators = arcs_fwd(arcs_options, logits, labels, bounds)
+    log_likelihood, posteriors = lattice(lattice_options, blank, label, bounds)
+    return -log_likelihood, (logits, labels, denominators, posteriors)
+
+
+def _dense_loss_bwd(arcs_options, lattice_options, residuals, cotangents):
+    logits, labels, denominators, posteriors = residuals
+    weights = gradient_weights(lattice_options, posteriors)
+    operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
+    return arcs_bwd(arcs_options, *operands), None, None
+
+
+_dense_loss.defvjp(_dense_loss_fwd, _dense_loss_bwd)
+
+
+@partial(jax.jit, static_argnames=("options", "reduction", "return_posteriors"))
+def _rnnt_loss_from_arcs(
+    blank: jax.Array,
+    label: jax.Array,
+    utterances: Utterances,
+    options: LatticeOptions,
+    reduction: Reduction,
+    return_posteriors: bool,
+) -> tuple[jax.Array, Posteriors | None]:
+    sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
+    bounds = validation.utterance_bounds(sizes, utterances, None)
+    dtype = accumulator_dtype(blank.dtype)
+    operands = align_varying_axes(blank.astype(dtype), label.astype(dtype), bounds)
+    loss, posteriors = _arcs_loss(options, return_posteriors, *operands)
+    return _reduce(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _arcs_loss(
+    options: LatticeOptions,
+    return_posteriors: bool,
+    blank: jax.Array,
+    label: jax.Array,
+    bounds: jax.Array,
+) -> tuple[jax.Array, Posteriors | None]:
+    if return_posteriors:
+        log_likelihood, posteriors = lattice(options, blank, label, bounds)
+        return -log_likelihood, posteriors
+    return -lattice_score(options, blank, label, bounds), None
+
+
+def _arcs_loss_fwd(options, return_posteriors, blank, label, bounds):
+    log_likelihood, posteriors = lattice(options, blank, label, bounds)
+    return (-log_likelihood, posteriors if return_posteriors else None), posteriors
+
+
+def _arcs_loss_bwd(options, return_posteriors, posteriors, cotangents):
+    del return_posteriors
+    cotangent = cotangents[0][..., None, None]
+    blank, label = (
+        jnp.where(weights != 0, -cotangent * weights, 0)
+        for weights in gradient_weights(options, posteriors)
+    )
+    return blank, label, None
+
+
+_arcs_loss.defvjp(_arcs_loss_fwd, _arcs_loss_bwd)
+
+
+def _reduce(loss: jax.Array, reduction: Reduction, where: Array | None) -> jax.Array:
+    """Utterances that `where` leaves out have loss 0 already."""
+    if reduction == "none":
+        return loss
+    total = jnp.sum(loss)
+    if reduction == "sum":
+        return total
+    kept = loss.size if where is None else jnp.sum(where)
+    return total / jnp.maximum(kept, 1).astype(loss.dtype)

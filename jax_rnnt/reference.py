@@ -1,0 +1,368 @@
+"""The native ops in pure JAX: what runs on TPU and wherever there is no kernel.
+
+`arcs_fwd` and `arcs_bwd` turn scores into arc log-probabilities and back into gradients; `lattice` is
+the forward-backward recursion over arcs. All of them take any number of leading batch dimensions and
+need no particular platform; the native kernels compute the same functions.
+
+`bounds` is `(*batch, 4)` int32: frame begin and end, label begin and end of each utterance, ends
+exclusive. Values out of range mark an utterance with bad input.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .types import Normalization, Topology
+
+FORBIDDEN_LOG_PROB = -2e7
+"""Arcs below this log-probability count as -inf, in every implementation."""
+
+
+def accumulator_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype of arcs, recursions and losses for logits of `dtype`."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def arcs_fwd(
+    logits: jax.Array,
+    labels: jax.Array,
+    bounds: jax.Array,
+    *,
+    blank_id: int,
+    normalization: Normalization,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arc log-probabilities of every cell, from the logits.
+
+    Args:
+      logits: `(*batch, T, U+1, V)`.
+      labels: `(*batch, U)` int32.
+      bounds: `(*batch, 4)`.
+      blank_id: the blank class, in [0, V).
+      normalization: `"softmax"`, `"none"` or `"hat"` (arXiv 2003.07705, equations 4 to 6).
+
+    Returns:
+      `(blank, label, denominators)`, each `(*batch, T, U+1)`: log-probabilities of the two arcs, -inf
+      outside the bounds, and the logarithm of the softmax denominator.
+    """
+    *_, T, W, V = logits.shape
+    dtype = accumulator_dtype(logits.dtype)
+    inside = _cells_inside(bounds, T, W)
+    x = jnp.where(inside[..., None], logits.astype(dtype), 0)
+    label_ids = _label_ids(labels, V)
+    blank_score = x[..., blank_id]
+    label_score = jnp.take_along_axis(x, label_ids, axis=-1)[..., 0]
+    if normalization == "none":
+        blank, label, denominators = blank_score, label_score, jnp.zeros_like(blank_score)
+    elif normalization == "softmax":
+        denominators = _log_denominator(x)
+        blank = _log_ratio(blank_score, denominators)
+        label = _log_ratio(label_score, denominators)
+    else:
+        others = jnp.where(_axis_index(x.ndim, -1, V) == blank_id, -jnp.inf, x)
+        denominators = _log_denominator(others)
+        z = jnp.where(blank_score == jnp.inf, jnp.nan, blank_score)
+        blank = jax.nn.log_sigmoid(z)
+        label = jax.nn.log_sigmoid(-z) + _log_ratio(label_score, denominators)
+    u = _axis_index(inside.ndim, -1, W)
+    has_label = inside & (u < bounds[..., 3, None, None])
+    return (
+        jnp.where(inside, blank, -jnp.inf),
+        jnp.where(has_label, label, -jnp.inf),
+        jnp.where(inside, denominators, 0),
+    )
+
+
+def arcs_bwd(
+    logits: jax.Array,
+    labels: jax.Array,
+    denominators: jax.Array,
+    blank_weights: jax.Array,
+    label_weights: jax.Array,
+    cotangents: jax.Array,
+    *,
+    blank_id: int,
+    normalization: Normalization,
+    clamp: float | None,
+) -> jax.Array:
+    """Gradient of `cotangents * loss` by the logits, from the gradient by the arcs.
+
+    Args:
+      logits, labels, blank_id, normalization: as for `arcs_fwd`.
+      denominators: `(*batch, T, U+1)`, from `arcs_fwd`.
+      blank_weights, label_weights: `(*batch, T, U+1)`, derivatives of the log-likelihood (minus the
+        loss) by the arcs. A cell where both are zero gets an exact zero, whatever its logits.
+      cotangents: `(*batch,)`, of the loss.
+      clamp: bound on each element of the gradient before it is multiplied by the cotangent.
+
+    Returns:
+      `(*batch, T, U+1, V)` in the logits' dtype.
+    """
+    *_, V = logits.shape
+    active = ((blank_weights != 0) | (label_weights != 0))[..., None]
+    x = jnp.where(active, logits.astype(accumulator_dtype(logits.dtype)), 0)
+    blank, label = blank_weights[..., None], label_weights[..., None]
+    classes = _axis_index(x.ndim, -1, V)
+    is_blank, is_label = classes == blank_id, classes == _label_ids(labels, V)
+    hits = jnp.where(is_blank, blank, 0) + jnp.where(is_label, label, 0)
+    scale = blank + label if normalization == "softmax" else label
+    spread = active & (scale != 0)
+    probabilities = jnp.exp(x - jnp.where(spread, denominators[..., None], jnp.inf))
+    if normalization == "none":
+        unit = -hits
+    elif normalization == "softmax":
+        unit = scale * probabilities - hits
+    else:
+        z = x[..., blank_id, None]
+        blank_unit = label * jax.nn.sigmoid(z) - blank * jax.nn.sigmoid(-z)
+        unit = jnp.where(is_blank, blank_unit, scale * jnp.where(is_blank, 0, probabilities) - hits)
+    if clamp is not None and clamp > 0:
+        unit = jnp.clip(unit, -clamp, clamp)
+    gradient = jnp.where(active, cotangents[..., None, None, None] * unit, 0)
+    return gradient.astype(logits.dtype)
+
+
+def lattice(
+    blank: jax.Array,
+    label: jax.Array,
+    bounds: jax.Array,
+    *,
+    topology: Topology,
+    final_blank: bool,
+    delay_penalty: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-likelihood and arc posteriors.
+
+    A wavefront: one scan step a front, which is an anti-diagonal of the lattice (regular) or a frame
+    (modified, constrained), with all its nodes at once. Scores are kept relative to their front's
+    maximum, and posteriors are normalised by their own front's sum, which every complete path crosses
+    once: rounding then does not grow with the length.
+
+    Args:
+      blank, label: arc log-probabilities, `(*batch, T, U+1)` float32 or float64.
+      bounds: `(*batch, 4)`.
+      topology: `"regular"` (arXiv 1211.3711), `"modified"` or `"constrained"` (arXiv 2206.13236).
+      final_blank: modified only; the last frame has a blank arc only.
+      delay_penalty: added to label arcs, times `(frame_end - 1) / 2 - t` (arXiv 2211.00490).
+
+    Returns:
+      `(log_likelihood, blank_posteriors, label_posteriors)`: `(*batch,)` and twice `(*batch, T, U+1)`.
+      The log-likelihood is -inf without a complete path and NaN for bad input; the posteriors are then
+      zero.
+    """
+    fronts = _Fronts(blank, label, bounds, topology, final_blank, delay_penalty)
+    log_likelihood, alphas = fronts.forward()
+    blank_posteriors, label_posteriors = fronts.posteriors(alphas)
+    finite = jnp.isfinite(log_likelihood)[..., None, None]
+    if topology == "constrained":
+        # A constrained label arc is l(t, u) + b(t, u + 1): it is an occurrence of both.
+        blank_posteriors = blank_posteriors + _shift_right(label_posteriors, 0)
+    return (
+        log_likelihood,
+        jnp.where(finite, blank_posteriors, 0),
+        jnp.where(finite, label_posteriors, 0),
+    )
+
+
+def lattice_score(
+    blank: jax.Array,
+    label: jax.Array,
+    bounds: jax.Array,
+    *,
+    topology: Topology,
+    final_blank: bool,
+    delay_penalty: float,
+) -> jax.Array:
+    """The log-likelihood of `lattice` alone, `(*batch,)`."""
+    return _Fronts(blank, label, bounds, topology, final_blank, delay_penalty).forward()[0]
+
+
+class _Fronts:
+    """Arcs by front n and label position u, in which all topologies have the same recursion.
+
+    alpha(n+1, u) = alpha(n, u) blank(n, u) + alpha(n, u-1) label(n, u-1), in probabilities. Arcs that
+    lie on no complete path are -inf here, whatever was given for them.
+    """
+
+    def __init__(
+        self,
+        blank: jax.Array,
+        label: jax.Array,
+        bounds: jax.Array,
+        topology: Topology,
+        final_blank: bool,
+        delay_penalty: float,
+    ):
+        *batch, T, W = blank.shape
+        self.shape, self.regular = (*batch, T, W), topology == "regular"
+        self.num_fronts = T + W - 1 if self.regular else T
+        if topology == "constrained":
+            label = label + _shift_left(blank, -jnp.inf)
+        if delay_penalty != 0:
+            middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
+            t = _axis_index(label.ndim, -2, T).astype(label.dtype)
+            label = label + delay_penalty * (middle - t)
+
+        ndim = len(batch) + 2  # (n, *batch, u)
+        n, u = _axis_index(ndim, 0, self.num_fronts), _axis_index(ndim, -1, W)
+        frame_begin, frame_end, label_begin, label_end = (
+            bounds[None, ..., i, None] for i in range(4)
+        )
+        self.valid = _valid_bounds(bounds, T, W)
+        self.label_end = label_end[0]
+        frames, labels = frame_end - frame_begin, label_end - label_begin
+        self.empty, self.unlabelled = (frames <= 0)[0, ..., 0], (labels <= 0)[0, ..., 0]
+        self.start = (frame_begin + label_begin if self.regular else frame_begin)[0]
+        steps = frames + jnp.where(frames > 0, labels, 0) if self.regular else frames
+        self.end = self.start + steps[0]
+        self.start_node = u[0] == label_begin[0]
+        # Selected by an operand, though it is constant: inside shard_map the carries of a scan must
+        # vary along the same mesh axes as what is added to them.
+        self.dead_row = jnp.where(self.start_node, -jnp.inf, -jnp.inf).astype(blank.dtype)
+
+        last_is_blank = self.regular or final_blank
+
+        def on_a_path(n: jax.Array, u: jax.Array) -> jax.Array:
+            n, u = n - self.start[None], u - label_begin
+            too_low = u < labels - (steps - n) + jnp.where(n < steps, int(last_is_blank), 0)
+            return (0 <= n) & (n <= steps) & (0 <= u) & (u <= jnp.minimum(n, labels)) & ~too_low
+
+        here = on_a_path(n, u)
+        self.blank = self._arcs(blank, here & on_a_path(n + 1, u))
+        self.label = self._arcs(label, here & on_a_path(n + 1, u + 1))
+
+    def _arcs(self, plane: jax.Array, alive: jax.Array) -> jax.Array:
+        arcs = self._to_fronts(plane)
+        return jnp.where(alive & ~(arcs < FORBIDDEN_LOG_PROB), arcs, -jnp.inf)
+
+    def _to_fronts(self, plane: jax.Array) -> jax.Array:
+        """`(*batch, T, W)` to `(n, *batch, W)`."""
+        if not self.regular:
+            return jnp.moveaxis(plane, -2, 0)
+        # Padding each column by W and cutting the flat array into rows one element shorter shifts
+        # column u down by u: a skew without a gather.
+        *batch, T, W = self.shape
+        columns = jnp.swapaxes(plane, -1, -2)
+        columns = jnp.pad(columns, [(0, 0)] * (len(batch) + 1) + [(0, W)])
+        flat = columns.reshape(*batch, W * (T + W))[..., : W * self.num_fronts]
+        return jnp.moveaxis(flat.reshape(*batch, W, self.num_fronts), -1, 0)
+
+    def _from_fronts(self, fronts: jax.Array) -> jax.Array:
+        """The inverse of `_to_fronts`."""
+        if not self.regular:
+            return jnp.moveaxis(fronts, 0, -2)
+        *batch, T, W = self.shape
+        flat = jnp.moveaxis(fronts, 0, -1).reshape(*batch, W * self.num_fronts)
+        flat = jnp.pad(flat, [(0, 0)] * len(batch) + [(0, W)])
+        return jnp.swapaxes(flat.reshape(*batch, W, T + W)[..., :T], -1, -2)
+
+    def forward(self) -> tuple[jax.Array, jax.Array]:
+        """The log-likelihood, and alpha of each front relative to its maximum."""
+        def start_here(n: jax.Array, row: jax.Array) -> jax.Array:
+            return jnp.where((self.start == n) & self.start_node, 0, row)
+
+        def step(carry, front):
+            row, offset, score = carry
+            n, blank, label = front
+            after = jnp.logaddexp(row + blank, _shift_right(row + label, -jnp.inf))
+            after, top = _relative_to_max(after)
+            offset = _two_sum(offset, top)
+            u = _axis_index(after.ndim, -1, after.shape[-1])
+            at_end = jnp.sum(jnp.where(u == self.label_end, after, 0), axis=-1)
+            at_end = offset[0] + (offset[1] + at_end)
+            score = jnp.where(self.end[..., 0] == n + 1, at_end, score)
+            return (start_here(n + 1, after), offset, score), row
+
+        zero = jnp.where(self.valid, 0, 0).astype(self.dead_row.dtype)
+        row = start_here(jnp.int32(0), self.dead_row)
+        carry = (row, (zero, zero), zero - jnp.inf)
+        n = jnp.arange(self.num_fronts, dtype=jnp.int32)
+        (_, _, score), alphas = lax.scan(step, carry, (n, self.blank, self.label))
+        score = jnp.where(score == jnp.inf, jnp.nan, score)
+        score = jnp.where(self.empty, jnp.where(self.unlabelled, 0, -jnp.inf), score)
+        return jnp.where(self.valid, score, jnp.nan), alphas
+
+    def posteriors(self, alphas: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Arc posteriors `(*batch, T, W)`, by beta against the stored alphas."""
+
+        def step(beta, front):
+            n, blank, label, alpha = front
+            u = _axis_index(beta.ndim, -1, beta.shape[-1])
+            beta = jnp.where((self.end == n + 1) & (u == self.label_end), 0, beta)
+            stay, move = blank + beta, label + _shift_left(beta, -jnp.inf)
+            scores = jnp.stack([alpha + stay, alpha + move])
+            top = jnp.max(scores, axis=(0, -1), keepdims=True)
+            weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0))
+            total = jnp.sum(weights, axis=(0, -1), keepdims=True)
+            weights = weights / jnp.where(total > 0, total, 1)
+            return _relative_to_max(jnp.logaddexp(stay, move))[0], (weights[0], weights[1])
+
+        n = jnp.arange(self.num_fronts, dtype=jnp.int32)
+        fronts = (n, self.blank, self.label, alphas)
+        _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
+        return self._from_fronts(blank), self._from_fronts(label)
+
+
+def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:
+    """Indices along one axis, shaped to broadcast against arrays of `ndim` dimensions."""
+    shape = [1] * ndim
+    shape[axis] = size
+    return lax.broadcasted_iota(jnp.int32, shape, axis % ndim)
+
+
+def _valid_bounds(bounds: jax.Array, T: int, W: int) -> jax.Array:
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
+    frames_ok = (0 <= frame_begin) & (frame_begin <= frame_end) & (frame_end <= T)
+    return frames_ok & (0 <= label_begin) & (label_begin <= label_end) & (label_end <= W - 1)
+
+
+def _cells_inside(bounds: jax.Array, T: int, W: int) -> jax.Array:
+    """Cells that belong to a valid utterance, `(*batch, T, U+1)` bool."""
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None, None] for i in range(4))
+    t, u = _axis_index(frame_begin.ndim, -2, T), _axis_index(frame_begin.ndim, -1, W)
+    inside = (frame_begin <= t) & (t < frame_end) & (label_begin <= u) & (u <= label_end)
+    return inside & _valid_bounds(bounds, T, W)[..., None, None]
+
+
+def _label_ids(labels: jax.Array, V: int) -> jax.Array:
+    """Class of each cell's label arc, `(*batch, 1, U+1, 1)`, any class in the last column."""
+    padding = [(0, 0)] * (labels.ndim - 1) + [(0, 1)]
+    return jnp.pad(jnp.clip(labels, 0, V - 1), padding)[..., None, :, None]
+
+
+def _log_denominator(x: jax.Array) -> jax.Array:
+    denominator = jax.nn.logsumexp(x, axis=-1)
+    return jnp.where(denominator == jnp.inf, jnp.nan, denominator)
+
+
+def _log_ratio(score: jax.Array, denominator: jax.Array) -> jax.Array:
+    """`score - denominator`, and -inf for a forbidden class also where all classes are."""
+    forbidden = (score == -jnp.inf) & ~jnp.isnan(denominator)
+    return jnp.where(forbidden, -jnp.inf, score - jnp.where(forbidden, 0, denominator))
+
+
+def _shift_right(x: jax.Array, fill: float) -> jax.Array:
+    """Element u - 1 at u."""
+    return jnp.concatenate([jnp.full_like(x[..., :1], fill), x[..., :-1]], axis=-1)
+
+
+def _shift_left(x: jax.Array, fill: float) -> jax.Array:
+    """Element u + 1 at u."""
+    return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], fill)], axis=-1)
+
+
+def _relative_to_max(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    top = jnp.max(row, axis=-1, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return row - top, top[..., 0]
+
+
+def _two_sum(
+    total: tuple[jax.Array, jax.Array], term: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds to an unevaluated sum of two numbers, with Knuth's exact error of the addition."""
+    high, low = total
+    new = high + term
+    added = new - high
+    return new, low + ((high - (new - added)) + (term - added))

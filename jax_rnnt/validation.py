@@ -1,0 +1,366 @@
+"""Every check of arguments.
+
+Shapes, dtypes and options are checked when tracing. Values of labels and lengths are checked when they
+are known, otherwise `utterance_bounds` marks the utterances whose values are bad, and their loss
+becomes NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+from .types import Array, Implementation, Normalization, Reduction, Topology
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes read off the scores' shape."""
+
+    batch: tuple[int, ...]
+    T: int
+    U: int
+    V: int | None = None
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """The integer and boolean arguments that say which part of the padded arrays is meant."""
+
+    labels: Array | None  # (*batch, U)
+    logit_lengths: Array | None  # (*batch,)
+    label_lengths: Array | None
+    logit_begins: Array | None
+    label_begins: Array | None
+    where: Array | None
+
+
+jax.tree_util.register_dataclass(
+    Utterances,
+    data_fields=[
+        "labels", "logit_lengths", "label_lengths", "logit_begins", "label_begins", "where",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as an array, with a clear error where it is none."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"{name} is a {type(value).__name__}; expected an array. Pass jnp.asarray({name}).")
+    return array
+
+
+def float_scores(name: str, value: Any) -> jax.Array:
+    """Scores as a JAX array of one of the four supported dtypes."""
+    scores = as_array(name, value)
+    if not any(scores.dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
+        raise TypeError(
+            f"{name} has dtype {scores.dtype}; expected float32, float64, bfloat16 or float16. "
+            f"Convert with {name}.astype(jnp.float32)."
+        )
+    return jnp.asarray(scores)
+
+
+def sizes_of(name: str, shape: tuple[int, ...], num_core_dims: int) -> Sizes:
+    """Sizes from the shape of logits (three core dimensions) or arcs (two)."""
+    letters = "(*batch, T, U+1, V)" if num_core_dims == 3 else "(*batch, T, U+1)"
+    if len(shape) < num_core_dims:
+        raise ValueError(
+            f"{name} has shape {shape}; expected {letters}, at least {num_core_dims} dimensions."
+        )
+    batch, core = shape[: len(shape) - num_core_dims], shape[len(shape) - num_core_dims :]
+    if isinstance(core[1], int) and core[1] < 1:
+        raise ValueError(
+            f"{name} has shape {shape}, which is {letters} with U+1 = 0; there is one cell a frame "
+            "more than there are labels, so U+1 >= 1. Did you leave out the start symbol?"
+        )
+    if num_core_dims == 3 and isinstance(core[2], int) and core[2] < 1:
+        raise ValueError(f"{name} has shape {shape}, without classes; expected {letters}, V >= 1.")
+    return Sizes(batch, core[0], core[1] - 1, core[2] if num_core_dims == 3 else None)
+
+
+def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str) -> Array | None:
+    """Labels, lengths or begins of the expected shape; None stays None.
+
+    NumPy values beyond int32 are clipped here: JAX would wrap them around if 64-bit types are off.
+    """
+    if value is None:
+        return None
+    array = as_array(name, value)
+    if not (jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; expected an integer dtype. Convert with "
+            f"{name}.astype(jnp.int32)."
+        )
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
+            "shape of the scores."
+        )
+    return _clip_to_int32(array) if isinstance(array, np.ndarray) else array
+
+
+def utterances_of(
+    sizes: Sizes,
+    labels: Any,
+    logit_lengths: Any,
+    label_lengths: Any,
+    logit_begins: Any,
+    label_begins: Any,
+    where: Any,
+) -> Utterances:
+    """Checks dtypes and shapes of all that describes the utterances."""
+    batch = sizes.batch
+    if where is not None:
+        where = as_array("where", where)
+        if where.dtype != jnp.bool_:
+            raise TypeError(f"where has dtype {where.dtype}; expected bool.")
+        if tuple(where.shape) != tuple(batch):
+            raise ValueError(f"where has shape {tuple(where.shape)}; expected (*batch,) = {batch}.")
+    return Utterances(
+        integer_argument("labels", labels, (*batch, sizes.U), "(*batch, U)"),
+        integer_argument("logit_lengths", logit_lengths, batch, "(*batch,)"),
+        integer_argument("label_lengths", label_lengths, batch, "(*batch,)"),
+        integer_argument("logit_begins", logit_begins, batch, "(*batch,)"),
+        integer_argument("label_begins", label_begins, batch, "(*batch,)"),
+        where,
+    )
+
+
+def blank_class(blank_id: Any, num_classes: int) -> int:
+    """`blank_id` in [0, V); negative values count from the end."""
+    if isinstance(blank_id, bool) or not isinstance(blank_id, Integral):
+        raise TypeError(f"blank_id is {blank_id!r}; expected a Python integer.")
+    if not -num_classes <= int(blank_id) < num_classes:
+        raise ValueError(
+            f"blank_id is {blank_id}; expected {-num_classes} <= blank_id < {num_classes} for "
+            f"V = {num_classes} classes."
+        )
+    return int(blank_id) % num_classes
+
+
+def one_of(name: str, value: Any, literal: Any) -> Any:
+    """`value`, if it is one of the values of a `Literal` type."""
+    choices = get_args(literal)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+    return value
+
+
+def finite_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
+    """A static, finite float."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} is traced; expected a Python number, which is static: changing it compiles anew. "
+            f"Mark it with static_argnames, or close over it."
+        )
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; expected a Python number.")
+    if not (math.isfinite(value) and value >= minimum):
+        bound = "" if minimum == -math.inf else f" >= {minimum}"
+        raise ValueError(f"{name} is {value}; expected a finite number{bound}.")
+    return float(value)
+
+
+def optional_clamp(clamp: Any) -> float | None:
+    """`clamp`, or None where it is off."""
+    if clamp is None:
+        return None
+    value = finite_number("clamp", clamp)
+    return value if value > 0 else None
+
+
+def check_options(
+    topology: Any, final_blank: Any, reduction: Any, implementation: Any
+) -> None:
+    """Checks the options that every loss has."""
+    one_of("topology", topology, Topology)
+    one_of("reduction", reduction, Reduction)
+    one_of("implementation", implementation, Implementation)
+    if not isinstance(final_blank, bool | np.bool_):
+        raise TypeError(f"final_blank is {final_blank!r}; expected a bool.")
+    if final_blank and topology != "modified":
+        raise ValueError(
+            f"final_blank is True with topology {topology!r}; it goes with topology='modified' only "
+            "(a regular alignment always ends with blank)."
+        )
+
+
+def check_normalization(normalization: Any) -> Normalization:
+    """Checks how scores become log-probabilities."""
+    return one_of("normalization", normalization, Normalization)
+
+
+def utterance_bounds(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> jax.Array:
+    """`(*batch, 4)` int32: frame begin and end, label begin and end of each utterance.
+
+    All are -1 where a length, a begin or a label within the utterance is out of range, and 0 where
+    `utterances.where` is false.
+    """
+    values = [_full_int32(v, sizes.batch) for v in _begins_and_ends(sizes, utterances)]
+    logit_begins, logit_lengths, label_begins, label_lengths = values
+    valid = (0 <= logit_begins) & (logit_begins <= logit_lengths) & (logit_lengths <= sizes.T)
+    valid &= (0 <= label_begins) & (label_begins <= label_lengths) & (label_lengths <= sizes.U)
+    labels = utterances.labels
+    if labels is not None and blank_id is not None and sizes.V is not None:
+        position = jax.lax.broadcasted_iota(
+            jnp.int32, (*[1] * len(sizes.batch), sizes.U), len(sizes.batch)
+        )
+        used = (label_begins[..., None] <= position) & (position < label_lengths[..., None])
+        labels = _clip_to_int32(labels)
+        good = (0 <= labels) & (labels < sizes.V) & (labels != blank_id)
+        valid &= jnp.all(good | ~used, axis=-1)
+    bounds = jnp.where(valid[..., None], jnp.stack(values, axis=-1), -1)
+    if utterances.where is not None:
+        bounds = jnp.where(utterances.where[..., None], bounds, 0)
+    return bounds
+
+
+def int32_labels(labels: Array) -> jax.Array:
+    """Labels as the kernels take them."""
+    return jnp.asarray(_clip_to_int32(labels))
+
+
+def _begins_and_ends(sizes: Sizes, utterances: Utterances) -> list[Array | int]:
+    defaults = [
+        (utterances.logit_begins, 0),
+        (utterances.logit_lengths, sizes.T),
+        (utterances.label_begins, 0),
+        (utterances.label_lengths, sizes.U),
+    ]
+    return [default if value is None else value for value, default in defaults]
+
+
+def _full_int32(value: Array | int, batch: tuple[int, ...]) -> jax.Array:
+    if isinstance(value, jax.Array | np.ndarray):
+        return jnp.asarray(_clip_to_int32(value))
+    return jnp.full(batch, value, jnp.int32)
+
+
+def _clip_to_int32(array: Any) -> Any:
+    """As int32, out-of-range values at its ends: they stay out of range instead of wrapping around."""
+    if array.dtype == jnp.int32:
+        return array
+    info = jnp.iinfo(array.dtype)
+    low, high = max(info.min, -INT32_MAX - 1), min(info.max, INT32_MAX)
+    module = np if isinstance(array, np.ndarray) else jnp
+    bounded = module.clip(array, array.dtype.type(low), array.dtype.type(high))
+    return bounded.astype(jnp.int32)
+
+
+# What is wrong with one value, where, and what was expected: (good, name, values, expectation).
+_Check = tuple[Any, str, Any, str]
+
+
+def check_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> None:
+    """Raises ValueError for bad values among those that are known; `checkify.check` for traced ones.
+
+    Traced values are checked only under `checkify.checkify`; this is what `check_inputs` does.
+    """
+    for good, name, value, expected in _checks(sizes, utterances, blank_id, lambda x: True):
+        _raise_or_checkify(good, name, value, expected)
+
+
+def check_known_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> None:
+    """As `check_values`, for concrete values on addressable devices only."""
+    for good, name, value, expected in _checks(sizes, utterances, blank_id, is_known):
+        _raise_or_checkify(good, name, value, expected)
+
+
+def is_known(value: Any) -> bool:
+    """Whether the values of an array can be looked at now."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return not isinstance(value, jax.Array) or value.is_fully_addressable
+
+
+def _checks(
+    sizes: Sizes,
+    utterances: Utterances,
+    blank_id: int | None,
+    consider: Callable[[Any], bool],
+) -> Iterable[_Check]:
+    fetched = [
+        np.asarray(jax.device_get(v)) if v is not None and is_known(v) else v
+        for v in (
+            utterances.labels,
+            utterances.logit_lengths,
+            utterances.label_lengths,
+            utterances.logit_begins,
+            utterances.label_begins,
+            utterances.where,
+        )
+    ]
+    labels, logit_lengths, label_lengths, logit_begins, label_begins, where = fetched
+    ignored: Any = False if where is None else ~where
+    if where is not None and not consider(where):
+        return
+
+    ends = (
+        ("logit_lengths", logit_lengths, "logit_begins", logit_begins, sizes.T, "T"),
+        ("label_lengths", label_lengths, "label_begins", label_begins, sizes.U, "U"),
+    )
+    for end_name, end, begin_name, begin, limit, letter in ends:
+        if end is not None and consider(end):
+            good = (end >= 0) & (end <= limit) | ignored
+            yield good, end_name, end, f"0 <= {end_name} <= {letter} = {limit}, from the scores' shape"
+        if begin is not None and consider(begin):
+            stop: Any = limit if end is None or not consider(end) else end
+            good = (begin >= 0) & (begin <= stop) | ignored
+            yield good, begin_name, begin, f"0 <= {begin_name} <= {end_name}"
+
+    if labels is None or blank_id is None or sizes.V is None or not consider(labels):
+        return
+    begin, end = 0 if label_begins is None else label_begins, label_lengths
+    if not consider(begin) or not consider(end):
+        return
+    position = np.arange(sizes.U).reshape([1] * len(sizes.batch) + [sizes.U])
+    unused: Any = ignored if ignored is False else ignored[..., None]
+    if end is not None:
+        unused = unused | (position >= end[..., None])
+    if label_begins is not None:
+        unused = unused | (position < label_begins[..., None])
+    yield (
+        (labels >= 0) & (labels < sizes.V) | unused,
+        "labels",
+        labels,
+        f"0 <= label < V = {sizes.V} for labels before label_lengths",
+    )
+    yield (
+        (labels != blank_id) | unused,
+        "labels",
+        labels,
+        f"labels other than blank (blank_id = {blank_id}); leave blanks out of labels",
+    )
+
+
+def _raise_or_checkify(good: Any, name: str, values: Any, expected: str) -> None:
+    if is_known(good):
+        if np.all(good):
+            return
+        index = tuple(int(i) for i in np.argwhere(~np.asarray(good))[0])
+        where = "[" + ", ".join(map(str, index)) + "]" if index else ""
+        raise ValueError(f"{name}{where} is {np.asarray(values)[index]}; expected {expected}.")
+    flat_good, flat_values = jnp.ravel(good), jnp.ravel(values)
+    first = jnp.argmin(flat_good)
+    braces = expected.replace("{", "{{").replace("}", "}}")
+    checkify.check(
+        jnp.all(flat_good),
+        f"{name}[{{index}}] is {{value}} (index into the flattened array); expected {braces}.",
+        index=first,
+        value=flat_values[first] if flat_values.size else jnp.int32(0),
+    )
