@@ -7,79 +7,90 @@
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
-// Running maximum and sum of exp(x - maximum), one pair a lane.
-template <class T>
-struct LogSumExp {
-  Vec<T> max = broadcast<T>(Traits<T>::kLowest);  // not -inf, whose difference to itself is NaN
-  Vec<T> sum = broadcast<T>(T(0));
+// The rows of one frame, and how to touch vectors of them. The last vector of a row may reach into
+// what follows: reads are masked, and stores only ever spill into rows that are written later.
+template <class In>
+struct RowReader {
+  using T = Accumulator<In>;
+  const In* buffer_end;  // of all logits
+
+  JAX_RNNT_INLINE_MEMBER Vec<T> operator()(const In* x) const { return load_lanes(x); }
+
+  JAX_RNNT_INLINE_MEMBER Vec<T> partial(const In* x, int size) const {
+    if (buffer_end - x >= kLanes<T>) return load_lanes(x);
+    In lanes[kLanes<T>] = {};
+    for (int i = 0; i < size; ++i) lanes[i] = x[i];
+    return load_lanes(lanes);
+  }
 };
 
-// The last, incomplete vector of a segment: lanes that an earlier vector covered hold -inf.
-template <class In>
-JAX_RNNT_INLINE Vec<Accumulator<In>> load_tail(const In* x, int64_t size) {
-  using T = Accumulator<In>;
-  constexpr int L = kLanes<T>;
-  const int rest = size % L;
-  const Vec<T> minus_inf = broadcast<T>(-__builtin_inf());
-  if (size >= L) {
-    return lane_index<T>() < T(L - rest) ? minus_inf : load_lanes(x + size - L);
-  }
-  In lanes[L] = {};
-  for (int i = 0; i < rest; ++i) lanes[i] = x[i];
-  return lane_index<T>() < T(rest) ? load_lanes(lanes) : minus_inf;
-}
+template <class T>
+struct LogSumExp {
+  T max, sum;  // log sum exp = max + log(sum)
+};
 
-template <class T, int N>
-JAX_RNNT_INLINE void accumulate(LogSumExp<T>& state, const Vec<T> (&x)[N]) {
-  Vec<T> max = state.max;
-  for (int k = 0; k < N; ++k) max = x[k] > max ? x[k] : max;
-  Vec<T> sum = state.sum * exp_nonpositive<T>(state.max - max);
-  for (int k = 0; k < N; ++k) sum += exp_nonpositive<T>(x[k] - max);
-  state.max = max;
-  state.sum = sum;
-}
-
-// Adds x[0 .. size) to the state. Short segments find their maximum first and rescale once; long
-// ones go block by block, so that memory is read while the exponentials are computed.
-template <class In>
-JAX_RNNT_INLINE void accumulate_segment(LogSumExp<Accumulator<In>>& state, const In* x,
-                                        int64_t size) {
+// Over the classes of one row, without class `skipped` if there is such a class. `max` is finite
+// unless an element is +inf; without any finite element `sum` is 0.
+template <bool kSkip, class In>
+JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, int64_t skipped,
+                                                       const RowReader<In>& read) {
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
   constexpr int kBlock = JAX_RNNT_VECTOR_BYTES >= 64 ? 8 : 4;
-  const int64_t full = size / L * L;
-  if (size <= kBlock * L) {
-    Vec<T> max = state.max;
-    Vec<T> tail{};
-    if (full < size) {
-      tail = load_tail(x, size);
-      max = tail > max ? tail : max;
-    }
+  const int64_t full = V / L * L;
+  const int rest = int(V - full);
+  const Vec<T> minus_inf = broadcast<T>(T(-__builtin_inf()));
+  const auto masked = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
+    if constexpr (kSkip) v = lane_index<T>() == Int<T>(skipped - i) ? minus_inf : v;
+    return v;
+  };
+  const auto vector = [&](int64_t i)
+                          __attribute__((always_inline)) { return masked(read(x + i), i); };
+  const auto tail = [&]() __attribute__((always_inline)) {
+    const Vec<T> v = masked(read.partial(x + full, rest), full);
+    return lane_index<T>() < Int<T>(rest) ? v : minus_inf;
+  };
+  // Not -inf, whose difference to itself is NaN.
+  Vec<T> max = broadcast<T>(Traits<T>::kLowest), sum{};
+
+  if (V <= kBlock * L) {  // a short row: its maximum first, then its exponentials
+    const Vec<T> last = rest != 0 ? tail() : minus_inf;
     for (int64_t i = 0; i < full; i += L) {
-      const Vec<T> v = load_lanes(x + i);
+      const Vec<T> v = vector(i);
       max = v > max ? v : max;
     }
-    Vec<T> sum = state.sum * exp_nonpositive<T>(state.max - max);
-    if (full < size) sum += exp_nonpositive<T>(tail - max);
-    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(load_lanes(x + i) - max);
-    state.max = max;
-    state.sum = sum;
-    return;
+    max = max_of_lanes<T>(last > max ? last : max);
+    if (rest != 0) sum = exp_nonpositive<T>(last - max);
+    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(vector(i) - max);
+    return {max[0], sum_of_lanes<T>(sum)[0]};
   }
+
+  // A long row: block by block, a maximum and a sum per lane, so that memory is read while
+  // exponentials are computed, and every logit is read once.
+  const auto add_to = [&](const Vec<T>& v, Vec<T> new_max) __attribute__((always_inline)) {
+    sum = sum * exp_nonpositive<T>(max - new_max) + exp_nonpositive<T>(v - new_max);
+    max = new_max;
+  };
   int64_t i = 0;
-  for (; i + kBlock * L <= size; i += kBlock * L) {
-    Vec<T> block[kBlock];
-    for (int k = 0; k < kBlock; ++k) block[k] = load_lanes(x + i + k * L);
-    accumulate(state, block);
+  for (; i + kBlock * L <= V; i += kBlock * L) {
+    Vec<T> block[kBlock], new_max = max;
+    for (int k = 0; k < kBlock; ++k) {
+      block[k] = vector(i + k * L);
+      new_max = block[k] > new_max ? block[k] : new_max;
+    }
+    add_to(block[0], new_max);
+    for (int k = 1; k < kBlock; ++k) sum += exp_nonpositive<T>(block[k] - new_max);
   }
   for (; i < full; i += L) {
-    const Vec<T> one[1] = {load_lanes(x + i)};
-    accumulate(state, one);
+    const Vec<T> v = vector(i);
+    add_to(v, v > max ? v : max);
   }
-  if (full < size) {
-    const Vec<T> one[1] = {load_tail(x, size)};
-    accumulate(state, one);
+  if (rest != 0) {
+    const Vec<T> v = tail();
+    add_to(v, v > max ? v : max);
   }
+  const Vec<T> row_max = max_of_lanes<T>(max);
+  return {row_max[0], sum_of_lanes<T>(sum * exp_nonpositive<T>(max - row_max))[0]};
 }
 
 // x - y where -inf - -inf is -inf: a class of a dead row stays forbidden.
@@ -96,8 +107,8 @@ struct CellRange {
 
 JAX_RNNT_INLINE CellRange cells_of_frame(const Bounds& bounds, int64_t t, int64_t frames,
                                          int64_t cells) {
-  const bool inside = bounds.valid(frames, cells - 1) && bounds.frame_begin <= t &&
-                      t < bounds.frame_end;
+  const bool inside =
+      bounds.valid(frames, cells - 1) && bounds.frame_begin <= t && t < bounds.frame_end;
   return inside ? CellRange{bounds.label_begin, int64_t(bounds.label_end) + 1} : CellRange{0, 0};
 }
 
@@ -110,6 +121,7 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   const Bounds& bounds = p.bounds[b];
   const CellRange range = cells_of_frame(bounds, item % p.frames, p.frames, p.cells);
   const In* logits = static_cast<const In*>(p.logits) + item * p.cells * V;
+  const RowReader<In> read{static_cast<const In*>(p.logits) + p.batch * p.frames * p.cells * V};
   const int32_t* labels = p.labels + b * (p.cells - 1);
   T* blank_out = static_cast<T*>(p.blank) + item * p.cells;
   T* label_out = static_cast<T*>(p.label) + item * p.cells;
@@ -132,18 +144,14 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
       const int64_t k = u < bounds.label_end ? labels[u] : -1;
       blank[r] = load_scalar(x + p.blank_id);
       label[r] = 0 <= k && k < V ? load_scalar(x + k) : minus_inf;
-      max[r] = 0;
-      sum[r] = 1;
-      if (p.normalization == Normalization::kNone) continue;
-      LogSumExp<T> state;
-      if (p.normalization == Normalization::kHat) {
-        accumulate_segment(state, x, p.blank_id);
-        accumulate_segment(state, x + p.blank_id + 1, V - p.blank_id - 1);
-      } else {
-        accumulate_segment(state, x, V);
+      LogSumExp<T> total{0, 1};
+      if (p.normalization == Normalization::kSoftmax) {
+        total = log_sum_exp<false>(x, V, -1, read);
+      } else if (p.normalization == Normalization::kHat) {
+        total = log_sum_exp<true>(x, V, p.blank_id, read);
       }
-      max[r] = horizontal_max<T>(state.max);
-      sum[r] = horizontal_sum<T>(state.sum * exp_nonpositive<T>(state.max - max[r]));
+      max[r] = total.max;
+      sum[r] = total.sum;
     }
     for (int r = rows; r % L != 0; ++r) max[r] = sum[r] = blank[r] = label[r] = 0;
     for (int r = 0; r < rows; r += L) {
@@ -155,11 +163,12 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
         log_label = log_ratio<T>(log_label, denominator);
       } else if (p.normalization == Normalization::kHat) {
         // log sigmoid(z) = min(z, 0) - log(1 + exp(-|z|)); +inf is bad input, not certainty.
-        const Vec<T> z = log_blank == T(__builtin_inf()) ? broadcast<T>(T(__builtin_nan(""))) : log_blank;
+        const Vec<T> z =
+            log_blank == T(__builtin_inf()) ? broadcast<T>(T(__builtin_nan(""))) : log_blank;
         const Vec<T> negative = z < T(0) ? z : -z;  // -|z|
         const Vec<T> softplus = log1p_unit<T>(exp_nonpositive<T>(negative));
-        log_blank = (z > T(0) ? z - z : z) - softplus;
-        log_label = log_ratio<T>(log_label, denominator) + ((z > T(0) ? -z : z - z) - softplus);
+        log_blank = (z > T(0) ? Vec<T>{} : z) - softplus;
+        log_label = log_ratio<T>(log_label, denominator) + ((z > T(0) ? -z : Vec<T>{}) - softplus);
       }
       store(max + r, denominator);
       store(blank + r, log_blank);
@@ -182,71 +191,61 @@ struct RowWeights {
   T clamp;  // +inf when off
 };
 
-template <class T>
-JAX_RNNT_INLINE T clamped(T unit, const RowWeights<T>& w) {
-  const T bounded = unit < -w.clamp ? -w.clamp : (unit > w.clamp ? w.clamp : unit);
-  return w.cotangent * bounded;
-}
-
-// gradient[0 .. V) = cotangent * clamp(scale * exp(x - denominator)): the softmax term of every class.
-template <class In>
-JAX_RNNT_INLINE void softmax_term(const In* x, int64_t V, Accumulator<In> scale,
-                                  const RowWeights<Accumulator<In>>& w, In* gradient) {
-  using T = Accumulator<In>;
-  constexpr int L = kLanes<T>;
-  const auto term = [&](Vec<T> v) __attribute__((always_inline)) {
-    // The blank class of "hat" can be far above the denominator; the caller overwrites its entry.
-    Vec<T> g = scale * exp_nonpositive<T>(v - w.denominator);
-    g = g > w.clamp ? broadcast<T>(w.clamp) : g;  // never negative
-    return g * w.cotangent;
-  };
-  if (V < L) {
-    In lanes[L] = {};
-    for (int64_t i = 0; i < V; ++i) lanes[i] = x[i];
-    store_lanes(lanes, term(load_lanes(lanes)));
-    for (int64_t i = 0; i < V; ++i) gradient[i] = lanes[i];
-    return;
-  }
-  const Vec<T> tail = load_lanes(x + V - L);
-  for (int64_t i = 0; i + L <= V; i += L) store_lanes(gradient + i, term(load_lanes(x + i)));
-  store_lanes(gradient + V - L, term(tail));
-}
-
 // For weights b, l and p = softmax(x), minus the log-likelihood has the gradient
 //   softmax: (b + l) p - b [blank] - l [label]
 //   none:    -b [blank] - l [label]
-//   hat:     l p' - l [label] over the other classes; l s - b (1 - s) for blank, s = sigmoid(x[blank])
-template <class In>
-JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int64_t label,
-                                  Normalization normalization,
-                                  const RowWeights<Accumulator<In>>& w, In* gradient) {
+//   hat:     l p' - l [label] over the other classes; l s - b (1 - s) for blank, s =
+//   sigmoid(x[blank])
+// of which each element is clamped, then multiplied by the cotangent. Writes up to `frame_end`,
+// that is, possibly into the next row.
+template <bool kHat, class In>
+JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int64_t label_id,
+                                  const RowWeights<Accumulator<In>>& w, const RowReader<In>& read,
+                                  In* gradient, const In* frame_end) {
   using T = Accumulator<In>;
-  const bool has_label = 0 <= label && label < V;
-  const bool hat = normalization == Normalization::kHat;
-  const T z = load_scalar(x + blank_id);
-  const T label_score = has_label ? load_scalar(x + label) : T(0);
-  const T scale = normalization == Normalization::kSoftmax ? w.blank + w.label : w.label;
-  T blank_unit = -w.blank, label_unit = -w.label;
-  Vec<T> exponents{};
-  exponents[0] = hat ? (z < 0 ? z : -z) : z - w.denominator;
-  exponents[1] = label_score - w.denominator;
-  const Vec<T> probabilities = exp_nonpositive<T>(exponents);
-  if (normalization == Normalization::kNone || scale == 0) {
-    // With scale 0 the other classes of "hat" may all be forbidden: their denominator is -inf.
-    __builtin_memset(gradient, 0, V * sizeof(In));
-  } else {
-    softmax_term(x, V, scale, w, gradient);
-    if (!hat) blank_unit += scale * probabilities[0];
-    label_unit += scale * probabilities[1];
+  constexpr int L = kLanes<T>;
+  const T scale = kHat ? w.label : w.blank + w.label;
+  // Where only blank has weight, the other classes of "hat" may all be forbidden.
+  const T denominator = scale == 0 ? T(__builtin_inf()) : w.denominator;
+  T hat_blank = 0;
+  if constexpr (kHat) {
+    const T z = load_scalar(x + blank_id);
+    const T e = exp_nonpositive<T>(broadcast<T>(z < 0 ? z : -z))[0];
+    hat_blank = (w.label * (z < 0 ? e : T(1)) - w.blank * (z < 0 ? T(1) : e)) / (1 + e);
   }
-  if (hat) {
-    const T e = probabilities[0];
-    const T one_minus_s = (z < 0 ? T(1) : e) / (1 + e);
-    const T s = (z < 0 ? e : T(1)) / (1 + e);
-    blank_unit = w.label * s - w.blank * one_minus_s;
+  const auto gradient_of = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
+    const IntVec<T> classes = lane_index<T>();
+    Vec<T> unit = scale * exp_nonpositive<T>(v - denominator);
+    unit = classes == Int<T>(label_id - i) ? unit - w.label : unit;
+    const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
+    unit = classes == Int<T>(blank_id - i) ? blank_unit : unit;
+    unit = unit < -w.clamp ? broadcast<T>(-w.clamp) : unit;
+    unit = unit > w.clamp ? broadcast<T>(w.clamp) : unit;
+    return unit * w.cotangent;
+  };
+  int64_t i = 0;
+  for (; i + L <= V; i += L) store_lanes(gradient + i, gradient_of(read(x + i), i));
+  if (i == V) return;
+  const Vec<T> last = gradient_of(read.partial(x + i, int(V - i)), i);
+  if (frame_end - (gradient + i) >= L) {
+    store_lanes(gradient + i, last);
+    return;
   }
-  store_scalar(gradient + blank_id, clamped(blank_unit, w));
-  if (has_label) store_scalar(gradient + label, clamped(label_unit, w));
+  In lanes[L];
+  store_lanes(lanes, last);
+  for (int64_t k = 0; i + k < V; ++k) gradient[i + k] = lanes[k];
+}
+
+template <class In>
+JAX_RNNT_INLINE void gradient_row_of_log_probs(int64_t V, int64_t blank_id, int64_t label_id,
+                                               const RowWeights<Accumulator<In>>& w, In* gradient) {
+  using T = Accumulator<In>;
+  const auto element = [&](T weight) {
+    return -(weight < w.clamp ? weight : w.clamp) * w.cotangent;
+  };
+  __builtin_memset(gradient, 0, V * sizeof(In));
+  store_scalar(gradient + blank_id, element(w.blank));
+  if (0 <= label_id && label_id < V) store_scalar(gradient + label_id, element(w.label));
 }
 
 template <class In>
@@ -258,6 +257,7 @@ void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
   const T* label = static_cast<const T*>(p.label_weights) + item * p.cells;
   const T* denominators = static_cast<const T*>(p.denominators) + item * p.cells;
   const In* logits = static_cast<const In*>(p.logits) + item * p.cells * V;
+  const RowReader<In> read{static_cast<const In*>(p.logits) + p.batch * p.frames * p.cells * V};
   In* gradient = static_cast<In*>(p.gradient) + item * p.cells * V;
   for (int64_t u = 0; u < p.cells; ++u) {
     In* out = gradient + u * V;
@@ -268,8 +268,17 @@ void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
     const RowWeights<T> w{blank[u], label[u], denominators[u],
                           static_cast<const T*>(p.cotangents)[b],
                           p.clamp > 0 ? T(p.clamp) : T(__builtin_inf())};
-    gradient_row(logits + u * V, V, p.blank_id, u + 1 < p.cells ? labels[u] : -1, p.normalization,
-                 w, out);
+    const In* x = logits + u * V;
+    const int64_t label_id = u + 1 < p.cells ? labels[u] : -1;
+    switch (p.normalization) {
+      case Normalization::kSoftmax:
+        gradient_row<false>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);
+        break;
+      case Normalization::kHat:
+        gradient_row<true>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);
+        break;
+      case Normalization::kNone: gradient_row_of_log_probs(V, p.blank_id, label_id, w, out); break;
+    }
   }
 }
 

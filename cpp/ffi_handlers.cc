@@ -1,11 +1,12 @@
-// Decodes and checks XLA FFI calls, then runs the kernels on XLA's thread pool. Shapes and dtypes are
-// checked here because a wrong one would be a memory error; data values never give an error (another
-// device could be left waiting in a collective), the kernels turn bad ones into NaN.
+// Decodes and checks XLA FFI calls, then runs the kernels on XLA's thread pool. Shapes and dtypes
+// are checked here because a wrong one would be a memory error; data values never give an error
+// (another device could be left waiting in a collective), the kernels turn bad ones into NaN.
 #include "ffi_handlers.h"
 
 #include <string>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace jax_rnnt {
@@ -40,11 +41,10 @@ bool decode_dtype(ffi::DataType type, DType& dtype) {
   }
 }
 
-ffi::DataType accumulator_type(DType dtype) {
-  return dtype == DType::kF64 ? ffi::F64 : ffi::F32;
-}
+ffi::DataType accumulator_type(DType dtype) { return dtype == DType::kF64 ? ffi::F64 : ffi::F32; }
 
-// Sizes shared by the arcs calls, read off the logits' shape and checked against the other operands.
+// Sizes shared by the arcs calls, read off the logits' shape and checked against the other
+// operands.
 struct ArcsSizes {
   int64_t batch, frames, cells, classes;
   DType dtype;
@@ -60,9 +60,9 @@ struct ArcsSizes {
     }
     if (cells < 1) return shape_error("logits", dims, "U+1 >= 1 cells a frame");
     if (blank_id < 0 || blank_id >= classes) {
-      return ffi::Error::InvalidArgument("jax_rnnt: blank_id " + std::to_string(blank_id) +
-                                         " is not a class of logits with V = " +
-                                         std::to_string(classes));
+      return ffi::Error::InvalidArgument(
+          "jax_rnnt: blank_id " + std::to_string(blank_id) +
+          " is not a class of logits with V = " + std::to_string(classes));
     }
     if (elements(labels.dimensions()) != batch * (cells - 1)) {
       return shape_error("labels", labels.dimensions(), "(*batch, U), as many as logits has cells");
@@ -86,8 +86,8 @@ ffi::Error check_bounds(const Int32Buffer& bounds, int64_t batch) {
   return ffi::Error::Success();
 }
 
-#define JAX_RNNT_RETURN_IF_ERROR(expression)                     \
-  do {                                                           \
+#define JAX_RNNT_RETURN_IF_ERROR(expression)                            \
+  do {                                                                  \
     if (ffi::Error error = (expression); error.failure()) return error; \
   } while (false)
 
@@ -130,15 +130,16 @@ ffi::Error arcs_bwd(ffi::ThreadPool pool, ffi::AnyBuffer logits, Int32Buffer lab
                     double clamp) {
   ArcsSizes s;
   JAX_RNNT_RETURN_IF_ERROR(s.decode(logits, labels, blank_id));
-  for (const auto& [name, plane] : {std::pair<const char*, const ffi::AnyBuffer&>
-                                        {"denominators", denominators},
-                                    {"blank_weights", blank_weights},
-                                    {"label_weights", label_weights}}) {
+  for (const auto& [name, plane] :
+       {std::pair<const char*, const ffi::AnyBuffer&>{"denominators", denominators},
+        {"blank_weights", blank_weights},
+        {"label_weights", label_weights}}) {
     JAX_RNNT_RETURN_IF_ERROR(s.check_plane(name, plane.dimensions(), plane.element_type()));
   }
   if (elements(cotangents.dimensions()) != s.batch ||
       cotangents.element_type() != accumulator_type(s.dtype)) {
-    return shape_error("cotangents", cotangents.dimensions(), "(*batch,) in the accumulator's dtype");
+    return shape_error("cotangents", cotangents.dimensions(),
+                       "(*batch,) in the accumulator's dtype");
   }
   if (elements(gradient->dimensions()) != elements(logits.dimensions()) ||
       gradient->element_type() != logits.element_type()) {
@@ -160,6 +161,7 @@ ffi::Error arcs_bwd(ffi::ThreadPool pool, ffi::AnyBuffer logits, Int32Buffer lab
       .cotangents = cotangents.untyped_data(),
       .gradient = gradient->untyped_data(),
   };
+  prefer_huge_pages(gradient->untyped_data(), gradient->size_bytes());
   const int64_t frame_bytes = 2 * logits.size_bytes() / std::max<int64_t>(1, s.batch * s.frames);
   parallel_for(pool, s.batch * s.frames, frame_bytes, [&](int64_t begin, int64_t end) {
     active_kernels().arcs_backward(p, s.dtype, begin, end);
@@ -198,8 +200,7 @@ ffi::Error run_lattice(ffi::ThreadPool& pool, const ffi::AnyBuffer& blank,
     return shape_error("posteriors", posteriors[0].dimensions(), "blank's shape and dtype");
   }
   const Topology topology = Topology(options.topology);
-  const int64_t needed =
-      lattice_workspace_elements(frames, cells, topology, posteriors != nullptr);
+  const int64_t needed = lattice_workspace_elements(frames, cells, topology, posteriors != nullptr);
   const int64_t given = elements(workspace.dimensions()) / std::max<int64_t>(1, batch);
   if (workspace.element_type() != type || given < needed) {
     return shape_error("workspace", workspace.dimensions(),
@@ -223,9 +224,8 @@ ffi::Error run_lattice(ffi::ThreadPool& pool, const ffi::AnyBuffer& blank,
   };
   const DType dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
   // A cell costs a few nanoseconds, as much as streaming some tens of bytes.
-  parallel_for(pool, batch, frames * cells * 64, [&](int64_t begin, int64_t end) {
-    active_kernels().lattice(p, dtype, begin, end);
-  });
+  parallel_for(pool, batch, frames * cells * 64,
+               [&](int64_t begin, int64_t end) { active_kernels().lattice(p, dtype, begin, end); });
   return ffi::Error::Success();
 }
 
@@ -242,8 +242,8 @@ ffi::Error lattice(ffi::ThreadPool pool, ffi::AnyBuffer blank, ffi::AnyBuffer la
 
 ffi::Error lattice_score(ffi::ThreadPool pool, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                          Int32Buffer bounds, ffi::Result<ffi::AnyBuffer> log_likelihood,
-                         ffi::Result<ffi::AnyBuffer> workspace, int64_t topology,
-                         bool final_blank, double delay_penalty) {
+                         ffi::Result<ffi::AnyBuffer> workspace, int64_t topology, bool final_blank,
+                         double delay_penalty) {
   return run_lattice(pool, blank, label, bounds, *log_likelihood, nullptr, *workspace,
                      {topology, final_blank, delay_penalty});
 }

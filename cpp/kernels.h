@@ -20,8 +20,9 @@ enum class Normalization : int64_t {
 // Regular: a label arc stays in its frame. Modified and constrained: every arc takes one frame.
 enum class Topology : int64_t { kRegular = 0, kModified = 1, kConstrained = 2 };
 
-// Frames [frame_begin, frame_end) and labels [label_begin, label_end) of one utterance. Out-of-range
-// values mark an utterance with bad input: its log-likelihood is NaN and nothing of it is read.
+// Frames [frame_begin, frame_end) and labels [label_begin, label_end) of one utterance.
+// Out-of-range values mark an utterance with bad input: its log-likelihood is NaN and nothing of it
+// is read.
 struct Bounds {
   int32_t frame_begin, frame_end, label_begin, label_end;
 
@@ -45,8 +46,8 @@ struct ArcsForward {
   void* denominators;     // plane, log of the sum over the classes that the softmax runs over
 };
 
-// Arc weights to the gradient of the scores. A cell whose two weights are 0 gets an exact 0, and its
-// row of logits is not read.
+// Arc weights to the gradient of the scores. A cell whose two weights are 0 gets an exact 0, and
+// its row of logits is not read.
 struct ArcsBackward {
   int64_t batch, frames, cells, classes;
   int64_t blank_id;
@@ -65,12 +66,12 @@ struct ArcsBackward {
 struct Lattice {
   int64_t batch, frames, cells;
   Topology topology;
-  bool final_blank;      // modified: the last frame has a blank arc only
-  double delay_penalty;  // added to label arcs, times (frame_end - 1) / 2 - t
-  const void* blank;     // plane
-  const void* label;     // plane
-  const Bounds* bounds;  // (batch,)
-  void* log_likelihood;  // (batch,)
+  bool final_blank;        // modified: the last frame has a blank arc only
+  double delay_penalty;    // added to label arcs, times (frame_end - 1) / 2 - t
+  const void* blank;       // plane
+  const void* label;       // plane
+  const Bounds* bounds;    // (batch,)
+  void* log_likelihood;    // (batch,)
   void* blank_posteriors;  // plane, or null when only the log-likelihood is wanted
   void* label_posteriors;
   void* workspace;  // (batch, workspace_elements)
@@ -81,8 +82,8 @@ struct Lattice {
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors);
 
-// Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for the
-// lattice. Each function does the items [begin, end).
+// Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
+// the lattice. Each function does the items [begin, end).
 struct Kernels {
   const char* name;
   void (*arcs_forward)(const ArcsForward&, DType, int64_t begin, int64_t end);

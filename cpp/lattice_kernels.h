@@ -1,12 +1,12 @@
 // The transducer recursion, forward and backward, of one utterance at a time.
 //
-// Fronts. Every topology is walked front by front: a front is an anti-diagonal t + u = n (regular) or a
-// frame t = n (modified, constrained). In (n, u) coordinates they are one recursion,
+// Fronts. Every topology is walked front by front: a front is an anti-diagonal t + u = n (regular)
+// or a frame t = n (modified, constrained). In (n, u) coordinates they are one recursion,
 //
 //   alpha(n+1, u) = alpha(n, u) blank(n, u)  +  alpha(n, u-1) label(n, u-1),
 //
-// from node (0, 0) to node (N, U), with N = T + U (regular) or T. All nodes of a front are independent,
-// so they are the SIMD lanes, and every complete path crosses each front exactly once.
+// from node (0, 0) to node (N, U), with N = T + U (regular) or T. All nodes of a front are
+// independent, so they are the SIMD lanes, and every complete path crosses each front exactly once.
 //
 // Numbers. Probabilities are kept as mantissa * 2^exponent, with a float mantissa and an integer
 // exponent per node. A step is then two products and one aligned sum: no exp or log in the chain of
@@ -14,8 +14,8 @@
 // brought back to [1, 2) and exponents to the front's maximum every kBlock fronts; in between a
 // mantissa stays within 2^-16 .. 2^24.
 //
-// Posteriors. alpha * arc * beta of all arcs that leave one front sum to the likelihood; dividing by
-// that front's own sum conserves the posterior mass exactly, whatever the recursions' rounding.
+// Posteriors. alpha * arc * beta of all arcs that leave one front sum to the likelihood; dividing
+// by that front's own sum conserves the posterior mass exactly, whatever the recursions' rounding.
 #pragma once
 
 #include "kernels.h"
@@ -68,8 +68,8 @@ JAX_RNNT_INLINE Extended<T> multiply(Extended<T> x, Extended<T> y) {
 template <class T>
 JAX_RNNT_INLINE Extended<T> add(Extended<T> x, Extended<T> y) {
   const IntVec<T> top = x.exponent > y.exponent ? x.exponent : y.exponent;
-  const Vec<T> sum = x.mantissa * exp2_int<T>(x.exponent - top) +
-                     y.mantissa * exp2_int<T>(y.exponent - top);
+  const Vec<T> sum =
+      x.mantissa * exp2_int<T>(x.exponent - top) + y.mantissa * exp2_int<T>(y.exponent - top);
   // A zero must not keep a high exponent: it would push its neighbours' mantissas out of range.
   return {sum, sum == T(0) ? IntVec<T>{} + kDead<T> : top};
 }
@@ -146,10 +146,10 @@ void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>&
     const T* label = trellis.label + t * trellis.plane_stride;
     T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;
     T* label_tile = tile.label + (front - n0) * tile.stride + begin;
-    const T delay = T(trellis.delay_penalty *
-                      ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
+    const T delay =
+        T(trellis.delay_penalty * ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
     // A blank arc is dead where too few fronts are left for the labels that remain.
-    const int64_t lowest_next = !trellis.regular                ? trellis.lowest(front + 1)
+    const int64_t lowest_next = !trellis.regular          ? trellis.lowest(front + 1)
                                 : t == trellis.frames - 1 ? trellis.labels
                                                           : 0;
     const int64_t blank_begin = lowest_next > begin ? lowest_next : begin;
@@ -212,8 +212,8 @@ JAX_RNNT_INLINE void set_single(Row<T> row, int64_t u, VectorRange<T> range) {
   row.exponent[u] = 0;
 }
 
-// Mantissas to [1, 2), exponents relative to the largest of the row, which is returned (0 for a dead
-// row).
+// Mantissas to [1, 2), exponents relative to the largest of the row, which is returned (0 for a
+// dead row).
 template <class T>
 Int<T> renormalise(Row<T> row, VectorRange<T> range) {
   using C = Traits<T>;
@@ -228,12 +228,12 @@ Int<T> renormalise(Row<T> row, VectorRange<T> range) {
     top = x.exponent > top ? x.exponent : top;
     store_row(row, v, x);
   }
-  const Int<T> largest = horizontal_max<T>(top);
+  const Int<T> largest = max_of_lanes<T>(top)[0];
   const Int<T> max = largest > kDead<T> / 4 * 3 ? largest : 0;
   for (int64_t v = range.begin; v < range.end; v += kLanes<T>) {
     Extended<T> x = load_row(row, v);
     const IntVec<T> floor = IntVec<T>{} + kDead<T>, relative = x.exponent - max;
-    x.exponent = (x.mantissa == T(0)) | (relative < floor) ? floor : relative;
+    x.exponent = ((x.mantissa == T(0)) | (relative < floor)) ? floor : relative;
     store_row(row, v, x);
   }
   return max;
@@ -252,8 +252,8 @@ void advance(const Trellis<T>& trellis, int64_t n, const T* blank, const T* labe
   kill_borders(to, range);
 }
 
-// One step of beta, from front n + 1 (`from`) to front n (`to`). Replaces the arcs of front n by their
-// posteriors times a factor that all arcs of the front share, and returns the sum of these.
+// One step of beta, from front n + 1 (`from`) to front n (`to`). Replaces the arcs of front n by
+// their posteriors times a factor that all arcs of the front share, and returns the sum of these.
 // `exponent` is that of alpha's and beta's offsets less the likelihood's.
 template <class T>
 T retreat(const Trellis<T>& trellis, int64_t n, T* blank, T* label, Row<T> alpha, Int<T> exponent,
@@ -278,7 +278,7 @@ T retreat(const Trellis<T>& trellis, int64_t n, T* blank, T* label, Row<T> alpha
     sum += blank_posterior + label_posterior;
   }
   kill_borders(to, range);
-  return horizontal_sum<T>(sum);
+  return sum_of_lanes<T>(sum)[0];
 }
 
 // One utterance's part of the workspace.
@@ -345,8 +345,8 @@ void run_backward(const Trellis<T>& trellis, const Workspace<T>& w, double likel
     fill_tile(trellis, n0, n1, tile);
     for (int64_t n = n1 - 1; n >= n0; --n) {
       const int64_t row = (n - n0) * tile.stride;
-      const T sum = retreat(trellis, n, tile.blank + row, tile.label + row, w.alpha(n), bounded,
-                            from, to);
+      const T sum =
+          retreat(trellis, n, tile.blank + row, tile.label + row, w.alpha(n), bounded, from, to);
       scale[n - n0] = sum > 0 ? 1 / sum : T(0);
       const Row<T> swap = from;
       from = to;
@@ -397,13 +397,12 @@ void lattice_utterance(const Lattice& p, int64_t b) {
   }
   if (!trellis.feasible()) return;
 
-  const Workspace<T> workspace{
-      static_cast<T*>(p.workspace) + b * p.workspace_elements,
-      lattice_layout(p.frames, p.cells, trellis.regular, with_posteriors)};
+  const Workspace<T> workspace{static_cast<T*>(p.workspace) + b * p.workspace_elements,
+                               lattice_layout(p.frames, p.cells, trellis.regular, with_posteriors)};
   const Likelihood<T> likelihood = run_forward(trellis, workspace);
   if (likelihood.mantissa == 0) return;
-  log_likelihood = T(__builtin_log(double(likelihood.mantissa)) +
-                     likelihood.exponent * 0.69314718055994530942);
+  log_likelihood =
+      T(__builtin_log(double(likelihood.mantissa)) + likelihood.exponent * 0.69314718055994530942);
   if (with_posteriors && log_likelihood == log_likelihood) {
     run_backward(trellis, workspace, likelihood.exponent);
   }

@@ -1,5 +1,5 @@
-// Where the lattice kernel keeps what, in one utterance's workspace. Counted in elements of float or
-// double; exponents are integers of the same size.
+// Where the lattice kernel keeps what, in one utterance's workspace. Counted in elements of float
+// or double; exponents are integers of the same size.
 #pragma once
 
 #include <cstdint>

@@ -39,8 +39,9 @@ NB_MODULE(_cpu, m) {
         "Workspace of one utterance, in elements of the arcs' dtype.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");
-  m.def("active_target", [] { return std::string(jax_rnnt::active_kernels().name); },
-        "The instruction set that the kernels run with.");
+  m.def(
+      "active_target", [] { return std::string(jax_rnnt::active_kernels().name); },
+      "The instruction set that the kernels run with.");
   m.def("select_target", &jax_rnnt::select_kernels, nb::arg("name"),
         "Makes the kernels run with one of `available_targets` from the next call on.");
 }

@@ -1,8 +1,9 @@
-// Fixed-width vectors and the elementary functions the kernels need, on GCC/Clang vector extensions.
+// Fixed-width vectors and the elementary functions the kernels need, on GCC/Clang vector
+// extensions.
 //
-// This header is compiled once per instruction set (see kernels_target.cc), each time inside its own
-// namespace. It includes no standard C++ header: an inline function of the standard library compiled
-// here with AVX-512 could be the copy that the linker keeps for the whole extension.
+// This header is compiled once per instruction set (see kernels_target.cc), each time inside its
+// own namespace. It includes no standard C++ header: an inline function of the standard library
+// compiled here with AVX-512 could be the copy that the linker keeps for the whole extension.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ struct Traits<float> {
   typedef int32_t IntVec __attribute__((vector_size(JAX_RNNT_VECTOR_BYTES)));
   static constexpr int kMantissaBits = 23;
   static constexpr Int kExponentBias = 127;
-  static constexpr float kRoundingMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kRoundingMagic =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLog2e = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693359375f;  // 10 significant bits: n * kLn2High is exact
   static constexpr float kLn2Low = -2.1219444005469058e-4f;
@@ -54,7 +56,8 @@ using Int = typename Traits<T>::Int;
 template <class T>
 constexpr int kLanes = JAX_RNNT_VECTOR_BYTES / sizeof(T);
 
-#define JAX_RNNT_INLINE static inline __attribute__((always_inline))
+#define JAX_RNNT_INLINE_MEMBER inline __attribute__((always_inline))
+#define JAX_RNNT_INLINE static JAX_RNNT_INLINE_MEMBER
 
 template <class V, class P>
 JAX_RNNT_INLINE V load(const P* p) {
@@ -85,24 +88,46 @@ JAX_RNNT_INLINE V max_keep_nan(V lower, V x) {
 }
 
 template <class T>
-JAX_RNNT_INLINE T horizontal_sum(Vec<T> v) {
-  T sum = 0;
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
+JAX_RNNT_INLINE IntVec<T> lane_index() {
+  IntVec<T> v{};
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = i;
+  return v;
+}
+
+// Combines all lanes in log2(lanes) steps: lane i with lane i ^ step. Every lane holds the result.
+template <int... I>
+struct Lanes {
+  template <int Step, class V>
+  static JAX_RNNT_INLINE_MEMBER V swapped(V v) {
+    return __builtin_shufflevector(v, v, (I ^ Step)...);
+  }
+};
+
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using type = Lanes<I...>;
+};
+
+template <class T, int Step = kLanes<T> / 2, class V, class Combine>
+JAX_RNNT_INLINE V reduce_lanes(V v, Combine combine) {
+  if constexpr (Step == 0) {
+    return v;
+  } else {
+    const V other = MakeLanes<kLanes<T>>::type::template swapped<Step>(v);
+    return reduce_lanes<T, Step / 2>(combine(v, other), combine);
+  }
 }
 
 template <class T, class V>
-JAX_RNNT_INLINE auto horizontal_max(V v) {
-  auto max = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) max = v[i] > max ? v[i] : max;
-  return max;
+JAX_RNNT_INLINE V sum_of_lanes(V v) {
+  return reduce_lanes<T>(v, [](V a, V b) __attribute__((always_inline)) { return a + b; });
 }
 
-template <class T>
-JAX_RNNT_INLINE Vec<T> lane_index() {
-  Vec<T> v{};
-  for (int i = 0; i < kLanes<T>; ++i) v[i] = T(i);
-  return v;
+template <class T, class V>
+JAX_RNNT_INLINE V max_of_lanes(V v) {
+  return reduce_lanes<T>(v, [](V a, V b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // exp(r) for |r| <= ln(2)/2: minimax polynomials of the relative error, 1.9e-9 (float) and 3.1e-18
@@ -171,7 +196,8 @@ JAX_RNNT_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
 }
 
 // log(x) for finite normal x > 0; 0 gives -inf, NaN stays NaN. About 1 ULP.
-// With x = 2^n f, f in [sqrt(1/2), sqrt(2)), s = (f - 1) / (f + 1):  log f = 2 s (1 + s^2/3 + s^4/5 + ...).
+// With x = 2^n f, f in [sqrt(1/2), sqrt(2)), s = (f - 1) / (f + 1):  log f = 2 s (1 + s^2/3 + s^4/5
+// + ...).
 template <class T>
 JAX_RNNT_INLINE Vec<T> log_positive(Vec<T> x) {
   using C = Traits<T>;
@@ -261,34 +287,28 @@ JAX_RNNT_INLINE void store_lanes(Float16* p, Vec<float> v) {
   const UInt32Vec normal = (rounded - ((127u - 15u) << 23)) >> 13;
   // Below the normal halves: adding 0.5 lets the hardware round at the subnormal's last bit, 2^-24.
   const UInt32Vec half_one = bits<UInt32Vec>(broadcast<float>(0.5f));
-  const UInt32Vec subnormal =
-      bits<UInt32Vec>(bits<Vec<float>>(magnitude) + 0.5f) - half_one;
+  const UInt32Vec subnormal = bits<UInt32Vec>(bits<Vec<float>>(magnitude) + 0.5f) - half_one;
   UInt32Vec half = magnitude < (113u << 23) ? subnormal : normal;
   half = rounded >= (143u << 23) ? (UInt32Vec{} + 0x7c00u) : half;
   half = magnitude > 0x7f800000u ? (UInt32Vec{} + 0x7e00u) : half;
   store(p, __builtin_convertvector(half | sign, Half16Vec));
 }
 
-// One value of the storage format, by way of a vector: only a few are read or written per row.
-template <class In>
-JAX_RNNT_INLINE Accumulator<In> load_scalar(const In* p) {
-  if constexpr (sizeof(In) == 2) {
-    In lanes[kLanes<float>] = {*p};
-    return load_lanes(lanes)[0];
-  } else {
-    return *p;
-  }
+JAX_RNNT_INLINE float load_scalar(const float* p) { return *p; }
+JAX_RNNT_INLINE double load_scalar(const double* p) { return *p; }
+JAX_RNNT_INLINE float load_scalar(const BFloat16* p) { return bits<float>(uint32_t{p->raw} << 16); }
+JAX_RNNT_INLINE float load_scalar(const Float16* p) {
+  Float16 lanes[kLanes<float>] = {*p};
+  return load_lanes(lanes)[0];
 }
 
-template <class In>
-JAX_RNNT_INLINE void store_scalar(In* p, Accumulator<In> value) {
-  if constexpr (sizeof(In) == 2) {
-    In lanes[kLanes<float>];
-    store_lanes(lanes, broadcast<float>(value));
-    *p = lanes[0];
-  } else {
-    *p = value;
-  }
+JAX_RNNT_INLINE void store_scalar(float* p, float value) { *p = value; }
+JAX_RNNT_INLINE void store_scalar(double* p, double value) { *p = value; }
+template <class Half>
+JAX_RNNT_INLINE void store_scalar(Half* p, float value) {
+  Half lanes[kLanes<float>];
+  store_lanes(lanes, broadcast<float>(value));
+  *p = lanes[0];
 }
 
 }  // namespace jax_rnnt::JAX_RNNT_TARGET

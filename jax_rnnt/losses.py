@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from .types import (
     Reduction,
     Topology,
 )
-from .validation import Sizes, Utterances
+from .validation import Utterances
 
 
 def rnnt_loss(
@@ -48,11 +48,13 @@ def rnnt_loss(
 ) -> jax.Array:
     """RNN-Transducer loss: minus the log-probability of the labels, summed over all alignments.
 
-    The log-softmax is fused: beside the logits and their gradient, memory is a few `(T, U+1)` planes.
+    The log-softmax is fused: beside the logits and their gradient, memory is a few `(T, U+1)`
+    planes.
 
     Args:
-      logits: `(*batch, T, U+1, V)` float32, float64, bfloat16 or float16: output of the joint network
-        for frame `t` after `u` labels, unnormalised unless `normalization="none"`. V includes blank.
+      logits: `(*batch, T, U+1, V)` float32, float64, bfloat16 or float16: output of the joint
+        network for frame `t` after `u` labels, unnormalised unless `normalization="none"`. V
+        includes blank.
       labels: `(*batch, U)` integers in [0, V), none of them blank. Padding may be anything.
       logit_lengths: `(*batch,)` integers, frames of each utterance; None means T.
       label_lengths: `(*batch,)` integers, labels of each utterance; None means U.
@@ -71,26 +73,26 @@ def rnnt_loss(
         arcs (arXiv 2211.00490). Static.
       clamp: bounds each element of the gradient by the logits, before it is multiplied by the
         cotangent, to +-clamp. None or <= 0 is off. Static.
-      logit_begins, label_begins: `(*batch,)` integers: first frame and first label of each utterance
-        (0 by default); lengths stay absolute ends.
-      reduction: `"none"`, `"mean"` over the utterances that `where` keeps, or `"sum"`.
-      where: `(*batch,)` bool: utterances to keep; the others have loss and gradient zero.
-      implementation: `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform that
+      logit_begins, label_begins: `(*batch,)` integers: first frame and first label of each
+        utterance (0 by default); lengths stay absolute ends.
+      reduction: `"none"`, `"mean"` over the utterances that `where` keeps, or `"sum"`. where:
+      `(*batch,)` bool: utterances to keep; the others have loss and gradient zero. implementation:
+      `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform that
         the program is compiled for has kernels. `"xla"` can be differentiated more than once.
-      check: raise errors for bad values of labels, lengths and begins if they are known, which waits
-        for them. Inside `jit` they are not known.
+      check: raise errors for bad values of labels, lengths and begins if they are known, which
+        waits for them. Inside `jit` they are not known.
 
     Returns:
       `(*batch,)` losses in float32 (float64 for float64 logits), or a scalar. Gradients have the
-      dtype of the logits. An utterance without any alignment (modified with more labels than frames,
-      all paths -inf) has loss +inf; one with NaN or +inf among its logits, or with bad lengths or
-      labels that could not be checked, NaN. Both have gradient zero, and no effect on others. No
-      frames and no labels give loss 0. Padding is not read and gets gradient zero. Arcs with
-      log-probability below -2e7 count as -inf.
+      dtype of the logits. An utterance without any alignment (modified with more labels than
+      frames, all paths -inf) has loss +inf; one with NaN or +inf among its logits, or with bad
+      lengths or labels that could not be checked, NaN. Both have gradient zero, and no effect on
+      others. No frames and no labels give loss 0. Padding is not read and gets gradient zero. Arcs
+      with log-probability below -2e7 count as -inf.
 
     Raises:
-      TypeError: an argument has the wrong dtype or type.
-      ValueError: an argument has the wrong shape or an unknown value; with `check`, a length, begin or
+      TypeError: an argument has the wrong dtype or type. ValueError: an argument has the wrong
+      shape or an unknown value; with `check`, a length, begin or
         label is out of range, or a label is blank.
     """
     logits = validation.float_scores("logits", logits)
@@ -180,16 +182,17 @@ def rnnt_loss_from_arcs(
     Args:
       blank_log_probs: `(*batch, T, U+1)` float32, float64, bfloat16 or float16: log-probability of
         blank at frame `t` after `u` labels.
-      label_log_probs: the same shape and dtype; column `u` emits label `u`, the last one is ignored.
-      return_posteriors: also return the arc posteriors. They are constants to differentiation.
-      logit_lengths, label_lengths, topology, final_blank, fastemit_lambda, delay_penalty,
+      label_log_probs: the same shape and dtype; column `u` emits label `u`, the last one is
+        ignored. return_posteriors: also return the arc posteriors. They are constants to
+        differentiation. logit_lengths, label_lengths, topology, final_blank, fastemit_lambda,
+        delay_penalty,
         logit_begins, label_begins, reduction, where, implementation, check: as in `rnnt_loss`.
 
     Returns:
-      The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`. Posteriors are
-      `(*batch, T, U+1)` in float32 (float64 for float64 input), zero in padding and for utterances
-      whose loss is not finite. Arcs that no complete path can take, and those below -2e7, count as
-      -inf whatever is given for them.
+      The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`. Posteriors
+      are `(*batch, T, U+1)` in float32 (float64 for float64 input), zero in padding and for
+      utterances whose loss is not finite. Arcs that no complete path can take, and those below
+      -2e7, count as -inf whatever is given for them.
 
     Raises:
       TypeError, ValueError: as `rnnt_loss`.
@@ -198,11 +201,13 @@ def rnnt_loss_from_arcs(
     label = validation.float_scores("label_log_probs", label_log_probs)
     if label.shape != blank.shape:
         raise ValueError(
-            f"label_log_probs has shape {label.shape}; expected that of blank_log_probs, {blank.shape}."
+            f"label_log_probs has shape {label.shape}; expected {blank.shape}, the shape of "
+            "blank_log_probs."
         )
     if label.dtype != blank.dtype:
         raise TypeError(
-            f"label_log_probs has dtype {label.dtype}; expected that of blank_log_probs, {blank.dtype}."
+            f"label_log_probs has dtype {label.dtype}; expected {blank.dtype}, the dtype of "
+            "blank_log_probs."
         )
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
     utterances = validation.utterances_of(
@@ -233,9 +238,9 @@ def check_inputs(
 ) -> None:
     """Raises the errors of `rnnt_loss` for bad values, also inside transformations.
 
-    Outside transformations this is the check that `rnnt_loss` makes by itself. Inside, call it before
-    the loss and transform with `jax.experimental.checkify.checkify`, whose error then says which
-    value of which argument was wrong.
+    Outside transformations this is the check that `rnnt_loss` makes by itself. Inside, call it
+    before the loss and transform with `jax.experimental.checkify.checkify`, whose error then says
+    which value of which argument was wrong.
 
     Args:
       logits: only their shape, `(*batch, T, U+1, V)`, and dtype are looked at.
@@ -283,7 +288,7 @@ def _rnnt_loss(
     bounds = validation.utterance_bounds(sizes, utterances, arcs_options.blank_id)
     labels = validation.int32_labels(utterances.labels)
     operands = align_varying_axes(logits, labels, bounds)
-    loss = _dense_loss(arcs_options, lattice_options, *operands)
+    loss: Any = _dense_loss(arcs_options, lattice_options, *operands)
     return _reduce(loss, reduction, utterances.where)
 
 
@@ -296,13 +301,13 @@ def _dense_loss(
     bounds: jax.Array,
 ) -> jax.Array:
     blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
-    return -lattice_score(lattice_options, blank, label, bounds)
+    return _minus(lattice_score(lattice_options, blank, label, bounds))
 
 
 def _dense_loss_fwd(arcs_options, lattice_options, logits, labels, bounds):
     blank, label, denominators = arcs_fwd(arcs_options, logits, labels, bounds)
     log_likelihood, posteriors = lattice(lattice_options, blank, label, bounds)
-    return -log_likelihood, (logits, labels, denominators, posteriors)
+    return _minus(log_likelihood), (logits, labels, denominators, posteriors)
 
 
 def _dense_loss_bwd(arcs_options, lattice_options, residuals, cotangents):
@@ -328,7 +333,8 @@ def _rnnt_loss_from_arcs(
     bounds = validation.utterance_bounds(sizes, utterances, None)
     dtype = accumulator_dtype(blank.dtype)
     operands = align_varying_axes(blank.astype(dtype), label.astype(dtype), bounds)
-    loss, posteriors = _arcs_loss(options, return_posteriors, *operands)
+    result: Any = _arcs_loss(options, return_posteriors, *operands)
+    loss, posteriors = result
     return _reduce(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
 
 
@@ -342,13 +348,13 @@ def _arcs_loss(
 ) -> tuple[jax.Array, Posteriors | None]:
     if return_posteriors:
         log_likelihood, posteriors = lattice(options, blank, label, bounds)
-        return -log_likelihood, posteriors
-    return -lattice_score(options, blank, label, bounds), None
+        return _minus(log_likelihood), posteriors
+    return _minus(lattice_score(options, blank, label, bounds)), None
 
 
 def _arcs_loss_fwd(options, return_posteriors, blank, label, bounds):
     log_likelihood, posteriors = lattice(options, blank, label, bounds)
-    return (-log_likelihood, posteriors if return_posteriors else None), posteriors
+    return (_minus(log_likelihood), posteriors if return_posteriors else None), posteriors
 
 
 def _arcs_loss_bwd(options, return_posteriors, posteriors, cotangents):
@@ -362,6 +368,11 @@ def _arcs_loss_bwd(options, return_posteriors, posteriors, cotangents):
 
 
 _arcs_loss.defvjp(_arcs_loss_fwd, _arcs_loss_bwd)
+
+
+def _minus(log_likelihood: jax.Array) -> jax.Array:
+    """The loss; 0 for certainty, where a negation gives -0."""
+    return 0 - log_likelihood
 
 
 def _reduce(loss: jax.Array, reduction: Reduction, where: Array | None) -> jax.Array:

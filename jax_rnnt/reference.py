@@ -1,8 +1,8 @@
 """The native ops in pure JAX: what runs on TPU and wherever there is no kernel.
 
-`arcs_fwd` and `arcs_bwd` turn scores into arc log-probabilities and back into gradients; `lattice` is
-the forward-backward recursion over arcs. All of them take any number of leading batch dimensions and
-need no particular platform; the native kernels compute the same functions.
+`arcs_fwd` and `arcs_bwd` turn scores into arc log-probabilities and back into gradients; `lattice`
+is the forward-backward recursion over arcs. All of them take any number of leading batch dimensions
+and need no particular platform; the native kernels compute the same functions.
 
 `bounds` is `(*batch, 4)` int32: frame begin and end, label begin and end of each utterance, ends
 exclusive. Values out of range mark an utterance with bad input.
@@ -43,8 +43,8 @@ def arcs_fwd(
       normalization: `"softmax"`, `"none"` or `"hat"` (arXiv 2003.07705, equations 4 to 6).
 
     Returns:
-      `(blank, label, denominators)`, each `(*batch, T, U+1)`: log-probabilities of the two arcs, -inf
-      outside the bounds, and the logarithm of the softmax denominator.
+      `(blank, label, denominators)`, each `(*batch, T, U+1)`: log-probabilities of the two arcs,
+      -inf outside the bounds, and the logarithm of the softmax denominator.
     """
     *_, T, W, V = logits.shape
     dtype = accumulator_dtype(logits.dtype)
@@ -134,10 +134,10 @@ def lattice(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-likelihood and arc posteriors.
 
-    A wavefront: one scan step a front, which is an anti-diagonal of the lattice (regular) or a frame
-    (modified, constrained), with all its nodes at once. Scores are kept relative to their front's
-    maximum, and posteriors are normalised by their own front's sum, which every complete path crosses
-    once: rounding then does not grow with the length.
+    A wavefront: one scan step a front, which is an anti-diagonal of the lattice (regular) or a
+    frame (modified, constrained), with all its nodes at once. Scores are kept relative to their
+    front's maximum, and posteriors are normalised by their own front's sum, which every complete
+    path crosses once: rounding then does not grow with the length.
 
     Args:
       blank, label: arc log-probabilities, `(*batch, T, U+1)` float32 or float64.
@@ -147,9 +147,9 @@ def lattice(
       delay_penalty: added to label arcs, times `(frame_end - 1) / 2 - t` (arXiv 2211.00490).
 
     Returns:
-      `(log_likelihood, blank_posteriors, label_posteriors)`: `(*batch,)` and twice `(*batch, T, U+1)`.
-      The log-likelihood is -inf without a complete path and NaN for bad input; the posteriors are then
-      zero.
+      `(log_likelihood, blank_posteriors, label_posteriors)`: `(*batch,)`, then twice
+      `(*batch, T, U+1)`. The log-likelihood is -inf without a complete path and NaN for bad
+      input; the posteriors are then zero.
     """
     fronts = _Fronts(blank, label, bounds, topology, final_blank, delay_penalty)
     log_likelihood, alphas = fronts.forward()
@@ -181,8 +181,8 @@ def lattice_score(
 class _Fronts:
     """Arcs by front n and label position u, in which all topologies have the same recursion.
 
-    alpha(n+1, u) = alpha(n, u) blank(n, u) + alpha(n, u-1) label(n, u-1), in probabilities. Arcs that
-    lie on no complete path are -inf here, whatever was given for them.
+    alpha(n+1, u) = alpha(n, u) blank(n, u) + alpha(n, u-1) label(n, u-1), in probabilities. Arcs
+    that lie on no complete path are -inf here, whatever was given for them.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class _Fronts:
         def on_a_path(n: jax.Array, u: jax.Array) -> jax.Array:
             n, u = n - self.start[None], u - label_begin
             too_low = u < labels - (steps - n) + jnp.where(n < steps, int(last_is_blank), 0)
-            return (0 <= n) & (n <= steps) & (0 <= u) & (u <= jnp.minimum(n, labels)) & ~too_low
+            return (n >= 0) & (n <= steps) & (u >= 0) & (u <= jnp.minimum(n, labels)) & ~too_low
 
         here = on_a_path(n, u)
         self.blank = self._arcs(blank, here & on_a_path(n + 1, u))
@@ -259,6 +259,7 @@ class _Fronts:
 
     def forward(self) -> tuple[jax.Array, jax.Array]:
         """The log-likelihood, and alpha of each front relative to its maximum."""
+
         def start_here(n: jax.Array, row: jax.Array) -> jax.Array:
             return jnp.where((self.start == n) & self.start_node, 0, row)
 
@@ -313,8 +314,8 @@ def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:
 
 def _valid_bounds(bounds: jax.Array, T: int, W: int) -> jax.Array:
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
-    frames_ok = (0 <= frame_begin) & (frame_begin <= frame_end) & (frame_end <= T)
-    return frames_ok & (0 <= label_begin) & (label_begin <= label_end) & (label_end <= W - 1)
+    frames_ok = (frame_begin >= 0) & (frame_begin <= frame_end) & (frame_end <= T)
+    return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= W - 1)
 
 
 def _cells_inside(bounds: jax.Array, T: int, W: int) -> jax.Array:
@@ -358,9 +359,7 @@ def _relative_to_max(row: jax.Array) -> tuple[jax.Array, jax.Array]:
     return row - top, top[..., 0]
 
 
-def _two_sum(
-    total: tuple[jax.Array, jax.Array], term: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _two_sum(total: tuple[jax.Array, jax.Array], term: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Adds to an unevaluated sum of two numbers, with Knuth's exact error of the addition."""
     high, low = total
     new = high + term

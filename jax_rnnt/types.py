@@ -18,8 +18,8 @@ Implementation: TypeAlias = Literal["auto", "native", "xla"]
 class Posteriors(NamedTuple):
     """Arc posteriors: the derivatives of the log-likelihood by the arcs' log-probabilities.
 
-    Entry `(t, u)` is the probability, given the labels, that the alignment takes the arc that leaves
-    cell `(t, u)`; the literature also says occupation count. They never include FastEmit.
+    Entry `(t, u)` is the probability, given the labels, that the alignment takes the arc that
+    leaves cell `(t, u)`; the literature also says occupation count. They never include FastEmit.
 
     Attributes:
       blank: `(*batch, T, U+1)`, float32 or float64.

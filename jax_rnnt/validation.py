@@ -1,8 +1,8 @@
 """Every check of arguments.
 
-Shapes, dtypes and options are checked when tracing. Values of labels and lengths are checked when they
-are known, otherwise `utterance_bounds` marks the utterances whose values are bad, and their loss
-becomes NaN.
+Shapes, dtypes and options are checked when tracing. Values of labels and lengths are checked when
+they are known, otherwise `utterance_bounds` marks the utterances whose values are bad, and their
+loss becomes NaN.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from .types import Array, Implementation, Normalization, Reduction, Topology
@@ -60,7 +61,9 @@ def as_array(name: str, value: Any) -> Array:
         return value
     array = np.asarray(value)
     if array.dtype == object:
-        raise TypeError(f"{name} is a {type(value).__name__}; expected an array. Pass jnp.asarray({name}).")
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; expected an array. Pass jnp.asarray({name})."
+        )
     return array
 
 
@@ -163,12 +166,12 @@ def one_of(name: str, value: Any, literal: Any) -> Any:
 
 def finite_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
     """A static, finite float."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(
-            f"{name} is traced; expected a Python number, which is static: changing it compiles anew. "
-            f"Mark it with static_argnames, or close over it."
+            f"{name} is traced; expected a Python number, which is static: changing it compiles "
+            "anew. Mark it with static_argnames, or close over it."
         )
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {value!r}; expected a Python number.")
     if not (math.isfinite(value) and value >= minimum):
         bound = "" if minimum == -math.inf else f" >= {minimum}"
@@ -184,9 +187,7 @@ def optional_clamp(clamp: Any) -> float | None:
     return value if value > 0 else None
 
 
-def check_options(
-    topology: Any, final_blank: Any, reduction: Any, implementation: Any
-) -> None:
+def check_options(topology: Any, final_blank: Any, reduction: Any, implementation: Any) -> None:
     """Checks the options that every loss has."""
     one_of("topology", topology, Topology)
     one_of("reduction", reduction, Reduction)
@@ -195,8 +196,8 @@ def check_options(
         raise TypeError(f"final_blank is {final_blank!r}; expected a bool.")
     if final_blank and topology != "modified":
         raise ValueError(
-            f"final_blank is True with topology {topology!r}; it goes with topology='modified' only "
-            "(a regular alignment always ends with blank)."
+            f"final_blank is True with topology {topology!r}; it goes with topology='modified' "
+            "only (a regular alignment always ends with blank)."
         )
 
 
@@ -213,8 +214,8 @@ def utterance_bounds(sizes: Sizes, utterances: Utterances, blank_id: int | None)
     """
     values = [_full_int32(v, sizes.batch) for v in _begins_and_ends(sizes, utterances)]
     logit_begins, logit_lengths, label_begins, label_lengths = values
-    valid = (0 <= logit_begins) & (logit_begins <= logit_lengths) & (logit_lengths <= sizes.T)
-    valid &= (0 <= label_begins) & (label_begins <= label_lengths) & (label_lengths <= sizes.U)
+    valid = (logit_begins >= 0) & (logit_begins <= logit_lengths) & (logit_lengths <= sizes.T)
+    valid &= (label_begins >= 0) & (label_begins <= label_lengths) & (label_lengths <= sizes.U)
     labels = utterances.labels
     if labels is not None and blank_id is not None and sizes.V is not None:
         position = jax.lax.broadcasted_iota(
@@ -222,7 +223,7 @@ def utterance_bounds(sizes: Sizes, utterances: Utterances, blank_id: int | None)
         )
         used = (label_begins[..., None] <= position) & (position < label_lengths[..., None])
         labels = _clip_to_int32(labels)
-        good = (0 <= labels) & (labels < sizes.V) & (labels != blank_id)
+        good = (labels >= 0) & (labels < sizes.V) & (labels != blank_id)
         valid &= jnp.all(good | ~used, axis=-1)
     bounds = jnp.where(valid[..., None], jnp.stack(values, axis=-1), -1)
     if utterances.where is not None:
@@ -252,7 +253,7 @@ def _full_int32(value: Array | int, batch: tuple[int, ...]) -> jax.Array:
 
 
 def _clip_to_int32(array: Any) -> Any:
-    """As int32, out-of-range values at its ends: they stay out of range instead of wrapping around."""
+    """As int32, out-of-range values at its ends: they stay bad instead of wrapping around."""
     if array.dtype == jnp.int32:
         return array
     info = jnp.iinfo(array.dtype)
@@ -267,7 +268,7 @@ _Check = tuple[Any, str, Any, str]
 
 
 def check_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> None:
-    """Raises ValueError for bad values among those that are known; `checkify.check` for traced ones.
+    """Raises ValueError for bad known values; `checkify.check` for traced ones.
 
     Traced values are checked only under `checkify.checkify`; this is what `check_inputs` does.
     """
@@ -283,7 +284,7 @@ def check_known_values(sizes: Sizes, utterances: Utterances, blank_id: int | Non
 
 def is_known(value: Any) -> bool:
     """Whether the values of an array can be looked at now."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return False
     return not isinstance(value, jax.Array) or value.is_fully_addressable
 
@@ -317,7 +318,12 @@ def _checks(
     for end_name, end, begin_name, begin, limit, letter in ends:
         if end is not None and consider(end):
             good = (end >= 0) & (end <= limit) | ignored
-            yield good, end_name, end, f"0 <= {end_name} <= {letter} = {limit}, from the scores' shape"
+            yield (
+                good,
+                end_name,
+                end,
+                f"0 <= {end_name} <= {letter} = {limit}, from the scores' shape",
+            )
         if begin is not None and consider(begin):
             stop: Any = limit if end is None or not consider(end) else end
             good = (begin >= 0) & (begin <= stop) | ignored

@@ -1,1 +1,1 @@
-"""The native kernels as JAX primitives. Everything that depends on XLA FFI or JAX's version is here."""
+"""The native kernels as JAX primitives. All that depends on XLA FFI is here."""

@@ -19,14 +19,14 @@ def varying_axes(aval: Any) -> frozenset[str]:
 def _as_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(x, axes, to="varying")
-    return jax.lax.pvary(x, axes)
+    return jax.lax.pvary(x, axes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def align_varying_axes(*operands: jax.Array) -> tuple[jax.Array, ...]:
     """Gives all operands the same varying axes inside `shard_map`.
 
-    The cast is what sums the cotangent of a replicated operand over the mesh. It must lie outside of
-    a `custom_vjp`, whose gradients would otherwise silently be those of one shard.
+    The cast is what sums the cotangent of a replicated operand over the mesh. It must lie outside
+    of a `custom_vjp`, whose gradients would otherwise silently be those of one shard.
     """
     varying = [varying_axes(jax.typeof(x)) for x in operands]
     union = frozenset().union(*varying)
@@ -39,8 +39,8 @@ def align_varying_axes(*operands: jax.Array) -> tuple[jax.Array, ...]:
 def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dtype: Any) -> Any:
     """The abstract value of an output with the batch dimensions of `reference`.
 
-    `shape` excludes the batch dimensions. Explicit sharding of the batch dimensions and varying axes
-    are carried over; without them gradients fail under explicit meshes and in `shard_map`.
+    `shape` excludes the batch dimensions. Explicit sharding of the batch dimensions and varying
+    axes are carried over; without them gradients fail under explicit meshes and in `shard_map`.
     """
     update: dict[str, Any] = {
         "shape": (*reference.shape[:num_batch_dims], *shape),

@@ -36,11 +36,10 @@ def native_primitive(
     Args:
       target: FFI target name; operands, then outputs, then workspaces are its buffers. All of them
         have the same leading batch dimensions.
-      core_ndim: dimensions of the first operand that are not batch dimensions.
-      outputs: `(*core avals, **params)` to the core types of the outputs.
-      fallback: the same function of arrays in JAX.
-      attributes: `**params` to FFI attributes.
-      workspace: `(*core avals, **params)` to core types of scratch outputs, which the primitive hides.
+      core_ndim: dimensions of the first operand that are not batch dimensions. outputs: `(*core
+      avals, **params)` to the core types of the outputs. fallback: the same function of arrays in
+      JAX. attributes: `**params` to FFI attributes. workspace: `(*core avals, **params)` to core
+      types of scratch outputs, which the primitive hides.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.
@@ -71,7 +70,7 @@ def native_primitive(
         n = batch_dims(ctx.avals_in)
         scratch = output_types(workspace, ctx.avals_in, params)
         ctx = ctx.replace(avals_out=[*ctx.avals_out, *scratch])
-        extra = {
+        extra: dict[str, mlir.ir.Attribute] = {
             "mhlo.frontend_attributes": mlir.ir.DictAttr.get(
                 {"num_batch_dims": mlir.ir.StringAttr.get(str(n))}
             )
@@ -88,8 +87,8 @@ def native_primitive(
         if native:
             platforms = ctx.platforms or ctx.module_context.platforms
             raise NotImplementedError(
-                f"implementation='native' has no kernel for platform {', '.join(platforms)!r}, only "
-                "for cpu. Use implementation='auto' (pure JAX where there is no kernel) or 'xla'."
+                f"implementation='native' has no kernel for platform {', '.join(platforms)!r}, "
+                "only for cpu. Use implementation='auto', which is pure JAX there, or 'xla'."
             )
         return mlir.lower_fun(partial(fallback, **params), multiple_results=True)(ctx, *operands)
 
@@ -114,8 +113,8 @@ def sharding_rule(
 ) -> str | None:
     """The `#sdy.op_sharding_rule` that lets the batch dimensions be sharded, and nothing else.
 
-    None without batch dimensions, and with symbolic ones (shape-polymorphic export), which the rule's
-    syntax cannot express.
+    None without batch dimensions, and with symbolic ones (shape-polymorphic export), which the
+    rule's syntax cannot express.
     """
     shapes = [a.shape for a in (*avals_in, *avals_out)]
     if num_batch_dims == 0 or not all(isinstance(d, int) for shape in shapes for d in shape):
@@ -142,4 +141,3 @@ def sharding_rule(
 def _factor_name(index: int) -> str:
     """Shardy's names of factors: i, j, ..., z, then z_1, z_2, ..."""
     return chr(ord("i") + index) if index < 18 else f"z_{index - 17}"
-
