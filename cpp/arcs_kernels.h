@@ -93,11 +93,12 @@ JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, i
   return {row_max[0], sum_of_lanes<T>(sum * exp_nonpositive<T>(max - row_max))[0]};
 }
 
-// x - y where -inf - -inf is -inf: a class of a dead row stays forbidden.
+// x - (max + log_sum), without rounding the sum to the size of large logits. A forbidden class
+// stays forbidden also where all are, and log_sum is -inf.
 template <class T>
-JAX_RNNT_INLINE Vec<T> log_ratio(Vec<T> x, Vec<T> y) {
-  const Vec<T> minus_inf = broadcast<T>(-__builtin_inf());
-  return x == minus_inf ? (y != y ? y : minus_inf) : x - y;
+JAX_RNNT_INLINE Vec<T> log_ratio(Vec<T> x, Vec<T> max, Vec<T> log_sum) {
+  const Vec<T> minus_inf = broadcast<T>(T(-__builtin_inf()));
+  return x == minus_inf ? (log_sum != log_sum ? log_sum : minus_inf) : (x - max) - log_sum;
 }
 
 // The cells [u_begin, u_end] of one frame that an utterance visits, relative to the frame's row.
@@ -155,12 +156,13 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
     }
     for (int r = rows; r % L != 0; ++r) max[r] = sum[r] = blank[r] = label[r] = 0;
     for (int r = 0; r < rows; r += L) {
-      const Vec<T> denominator = load<Vec<T>>(max + r) + log_positive<T>(load<Vec<T>>(sum + r));
+      const Vec<T> row_max = load<Vec<T>>(max + r);
+      const Vec<T> log_sum = log_positive<T>(load<Vec<T>>(sum + r));
       Vec<T> log_blank = load<Vec<T>>(blank + r);
       Vec<T> log_label = load<Vec<T>>(label + r);
       if (p.normalization == Normalization::kSoftmax) {
-        log_blank = log_ratio<T>(log_blank, denominator);
-        log_label = log_ratio<T>(log_label, denominator);
+        log_blank = log_ratio<T>(log_blank, row_max, log_sum);
+        log_label = log_ratio<T>(log_label, row_max, log_sum);
       } else if (p.normalization == Normalization::kHat) {
         // log sigmoid(z) = min(z, 0) - log(1 + exp(-|z|)); +inf is bad input, not certainty.
         const Vec<T> z =
@@ -168,9 +170,10 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
         const Vec<T> negative = z < T(0) ? z : -z;  // -|z|
         const Vec<T> softplus = log1p_unit<T>(exp_nonpositive<T>(negative));
         log_blank = (z > T(0) ? Vec<T>{} : z) - softplus;
-        log_label = log_ratio<T>(log_label, denominator) + ((z > T(0) ? -z : Vec<T>{}) - softplus);
+        log_label =
+            log_ratio<T>(log_label, row_max, log_sum) + ((z > T(0) ? -z : Vec<T>{}) - softplus);
       }
-      store(max + r, denominator);
+      store(max + r, row_max + log_sum);
       store(blank + r, log_blank);
       store(label + r, log_label);
     }

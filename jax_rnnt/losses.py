@@ -114,6 +114,7 @@ def rnnt_loss(
     )
     if check:
         validation.check_known_values(sizes, utterances, blank_id)
+    utterances = validation.for_tracing(utterances)
     return _rnnt_loss(logits, utterances, arcs_options, lattice_options, reduction)
 
 
@@ -219,6 +220,7 @@ def rnnt_loss_from_arcs(
     )
     if check:
         validation.check_known_values(sizes, utterances, None)
+    utterances = validation.for_tracing(utterances)
     loss, posteriors = _rnnt_loss_from_arcs(
         blank, label, utterances, options, reduction, return_posteriors
     )

@@ -10,6 +10,8 @@ exclusive. Values out of range mark an utterance with bad input.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -56,15 +58,17 @@ def arcs_fwd(
     if normalization == "none":
         blank, label, denominators = blank_score, label_score, jnp.zeros_like(blank_score)
     elif normalization == "softmax":
-        denominators = _log_denominator(x)
-        blank = _log_ratio(blank_score, denominators)
-        label = _log_ratio(label_score, denominators)
+        top, log_sum = _log_denominator(x)
+        denominators = top + log_sum
+        blank = _log_ratio(blank_score, top, log_sum)
+        label = _log_ratio(label_score, top, log_sum)
     else:
         others = jnp.where(_axis_index(x.ndim, -1, V) == blank_id, -jnp.inf, x)
-        denominators = _log_denominator(others)
+        top, log_sum = _log_denominator(others)
+        denominators = top + log_sum
         z = jnp.where(blank_score == jnp.inf, jnp.nan, blank_score)
         blank = jax.nn.log_sigmoid(z)
-        label = jax.nn.log_sigmoid(-z) + _log_ratio(label_score, denominators)
+        label = jax.nn.log_sigmoid(-z) + _log_ratio(label_score, top, log_sum)
     u = _axis_index(inside.ndim, -1, W)
     has_label = inside & (u < bounds[..., 3, None, None])
     return (
@@ -135,9 +139,9 @@ def lattice(
     """Log-likelihood and arc posteriors.
 
     A wavefront: one scan step a front, which is an anti-diagonal of the lattice (regular) or a
-    frame (modified, constrained), with all its nodes at once. Scores are kept relative to their
-    front's maximum, and posteriors are normalised by their own front's sum, which every complete
-    path crosses once: rounding then does not grow with the length.
+    frame (modified, constrained), with all its nodes at once. Probabilities are mantissas with an
+    integer exponent per node, so that rounding does not grow with the log-likelihood, and
+    posteriors are normalised by their own front's sum, which every complete path crosses once.
 
     Args:
       blank, label: arc log-probabilities, `(*batch, T, U+1)` float32 or float64.
@@ -217,9 +221,12 @@ class _Fronts:
         steps = frames + jnp.where(frames > 0, labels, 0) if self.regular else frames
         self.end = self.start + steps[0]
         self.start_node = u[0] == label_begin[0]
-        # Selected by an operand, though it is constant: inside shard_map the carries of a scan must
-        # vary along the same mesh axes as what is added to them.
-        self.dead_row = jnp.where(self.start_node, -jnp.inf, -jnp.inf).astype(blank.dtype)
+        # Selected by an operand, though they are constant: inside shard_map the carries of a scan
+        # must vary along the same mesh axes as what is added to them.
+        self.dead_row = _Extended(
+            jnp.where(self.start_node, 0, 0).astype(blank.dtype),
+            jnp.where(self.start_node, _DEAD, _DEAD).astype(jnp.int32),
+        )
 
         last_is_blank = self.regular or final_blank
 
@@ -257,52 +264,130 @@ class _Fronts:
         flat = jnp.pad(flat, [(0, 0)] * len(batch) + [(0, W)])
         return jnp.swapaxes(flat.reshape(*batch, W, T + W)[..., :T], -1, -2)
 
-    def forward(self) -> tuple[jax.Array, jax.Array]:
-        """The log-likelihood, and alpha of each front relative to its maximum."""
+    def forward(self) -> tuple[jax.Array, _Extended]:
+        """The log-likelihood, and alpha of each front relative to its largest exponent."""
+        dtype = self.blank.dtype
+        zero = jnp.where(self.valid, 0, 0).astype(dtype)
 
-        def start_here(n: jax.Array, row: jax.Array) -> jax.Array:
-            return jnp.where((self.start == n) & self.start_node, 0, row)
+        def start_here(n: jax.Array, row: _Extended) -> _Extended:
+            start = (self.start == n) & self.start_node
+            return _Extended(jnp.where(start, 1, row.mantissa), jnp.where(start, 0, row.exponent))
 
         def step(carry, front):
             row, offset, score = carry
             n, blank, label = front
-            after = jnp.logaddexp(row + blank, _shift_right(row + label, -jnp.inf))
-            after, top = _relative_to_max(after)
-            offset = _two_sum(offset, top)
-            u = _axis_index(after.ndim, -1, after.shape[-1])
-            at_end = jnp.sum(jnp.where(u == self.label_end, after, 0), axis=-1)
-            at_end = offset[0] + (offset[1] + at_end)
-            score = jnp.where(self.end[..., 0] == n + 1, at_end, score)
+            stay = _multiply(row, _exp_extended(blank))
+            move = _shift_row_right(_multiply(row, _exp_extended(label)))
+            after, largest = _normalise(_add(stay, move))
+            offset = _two_sum(offset, largest.astype(dtype))
+            u = _axis_index(after.mantissa.ndim, -1, after.mantissa.shape[-1])
+            at_end = jnp.sum(jnp.where(u == self.label_end, after.mantissa, 0), axis=-1)
+            score = jnp.where(self.end[..., 0] == n + 1, _log_extended(at_end, offset), score)
             return (start_here(n + 1, after), offset, score), row
 
-        zero = jnp.where(self.valid, 0, 0).astype(self.dead_row.dtype)
-        row = start_here(jnp.int32(0), self.dead_row)
-        carry = (row, (zero, zero), zero - jnp.inf)
+        carry = (start_here(jnp.int32(0), self.dead_row), (zero, zero), zero - jnp.inf)
         n = jnp.arange(self.num_fronts, dtype=jnp.int32)
         (_, _, score), alphas = lax.scan(step, carry, (n, self.blank, self.label))
-        score = jnp.where(score == jnp.inf, jnp.nan, score)
         score = jnp.where(self.empty, jnp.where(self.unlabelled, 0, -jnp.inf), score)
         return jnp.where(self.valid, score, jnp.nan), alphas
 
-    def posteriors(self, alphas: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def posteriors(self, alphas: _Extended) -> tuple[jax.Array, jax.Array]:
         """Arc posteriors `(*batch, T, W)`, by beta against the stored alphas."""
 
         def step(beta, front):
             n, blank, label, alpha = front
-            u = _axis_index(beta.ndim, -1, beta.shape[-1])
-            beta = jnp.where((self.end == n + 1) & (u == self.label_end), 0, beta)
-            stay, move = blank + beta, label + _shift_left(beta, -jnp.inf)
-            scores = jnp.stack([alpha + stay, alpha + move])
-            top = jnp.max(scores, axis=(0, -1), keepdims=True)
-            weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0))
-            total = jnp.sum(weights, axis=(0, -1), keepdims=True)
-            weights = weights / jnp.where(total > 0, total, 1)
-            return _relative_to_max(jnp.logaddexp(stay, move))[0], (weights[0], weights[1])
+            u = _axis_index(blank.ndim, -1, blank.shape[-1])
+            end = (self.end == n + 1) & (u == self.label_end)
+            beta = _Extended(jnp.where(end, 1, beta.mantissa), jnp.where(end, 0, beta.exponent))
+            stay = _multiply(beta, _exp_extended(blank))
+            move = _multiply(_shift_row_left(beta), _exp_extended(label))
+            through = [_multiply(alpha, stay), _multiply(alpha, move)]
+            top = jnp.maximum(through[0].exponent, through[1].exponent)
+            top = jnp.max(top, axis=-1, keepdims=True)
+            weights = [x.mantissa * _exp2(x.exponent - top, blank.dtype) for x in through]
+            total = jnp.sum(weights[0] + weights[1], axis=-1, keepdims=True)
+            total = jnp.where(total > 0, total, 1)
+            return _normalise(_add(stay, move))[0], (weights[0] / total, weights[1] / total)
 
         n = jnp.arange(self.num_fronts, dtype=jnp.int32)
         fronts = (n, self.blank, self.label, alphas)
         _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
         return self._from_fronts(blank), self._from_fronts(label)
+
+
+class _Extended(NamedTuple):
+    """Probabilities `mantissa * 2**exponent`; the exponent is int32, a constant to differentiation.
+
+    Zeros have exponent _DEAD: it is below that of any path that can matter, and sums of three, as
+    posteriors make, do not overflow.
+    """
+
+    mantissa: jax.Array
+    exponent: jax.Array
+
+
+_DEAD = -(2**29)
+
+
+def _exp_extended(x: jax.Array) -> _Extended:
+    """exp(x) for x that is -inf or at least FORBIDDEN_LOG_PROB; NaN for NaN and above +2e7."""
+    bounded = jnp.clip(x, FORBIDDEN_LOG_PROB, -FORBIDDEN_LOG_PROB)
+    quotient = lax.stop_gradient(jnp.round(bounded * 1.4426950408889634))
+    # ln 2 in two parts, the first of 10 bits, whose products with the quotient are exact.
+    remainder = (bounded - quotient * 0.693359375) + quotient * 2.12194440054690583e-4
+    mantissa = jnp.where(x <= -FORBIDDEN_LOG_PROB, jnp.exp(remainder), jnp.nan)
+    dead = x == -jnp.inf
+    exponent = jnp.where(jnp.isnan(quotient), 0, quotient).astype(jnp.int32)
+    return _Extended(jnp.where(dead, 0, mantissa), jnp.where(dead, _DEAD, exponent))
+
+
+def _multiply(x: _Extended, y: _Extended) -> _Extended:
+    return _Extended(x.mantissa * y.mantissa, jnp.maximum(x.exponent + y.exponent, _DEAD))
+
+
+def _add(x: _Extended, y: _Extended) -> _Extended:
+    top = jnp.maximum(x.exponent, y.exponent)
+    dtype = x.mantissa.dtype
+    total = x.mantissa * _exp2(x.exponent - top, dtype) + y.mantissa * _exp2(
+        y.exponent - top, dtype
+    )
+    return _Extended(total, jnp.where(total == 0, _DEAD, top))
+
+
+def _normalise(row: _Extended) -> tuple[_Extended, jax.Array]:
+    """Mantissas in [1, 2), and exponents relative to the largest of the row, which is returned."""
+    _, shift = jnp.frexp(lax.stop_gradient(row.mantissa))
+    live = (row.mantissa > 0) & jnp.isfinite(row.mantissa)
+    shift = jnp.where(live, shift.astype(jnp.int32) - 1, 0)
+    exponent = row.exponent + shift
+    largest = jnp.max(jnp.where(live, exponent, _DEAD), axis=-1, keepdims=True)
+    largest = jnp.where(largest > _DEAD, largest, 0)
+    exponent = jnp.where(live, jnp.maximum(exponent - largest, _DEAD), _DEAD)
+    return _Extended(row.mantissa * _exp2(-shift, row.mantissa.dtype), exponent), largest[..., 0]
+
+
+def _exp2(n: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """2**n for integers, 0 below the normal numbers, built from bits."""
+    info = jnp.finfo(dtype)
+    bias, integer = int(info.maxexp) - 1, jnp.int64 if info.bits == 64 else jnp.int32
+    biased = jnp.clip(n, -bias, bias).astype(integer) + bias
+    return lax.bitcast_convert_type(biased << int(info.nmant), dtype)
+
+
+def _log_extended(mantissa: jax.Array, exponent: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """log(mantissa * 2**exponent) with the exponent an unevaluated sum; -inf for 0."""
+    log_mantissa = jnp.log(jnp.where(mantissa == 0, 1, mantissa))
+    high, low = exponent
+    result = high * 0.6931471805599453 + (low * 0.6931471805599453 + log_mantissa)
+    return jnp.where(mantissa == 0, -jnp.inf, result)
+
+
+def _shift_row_right(row: _Extended) -> _Extended:
+    return _Extended(_shift_right(row.mantissa, 0), _shift_right(row.exponent, _DEAD))
+
+
+def _shift_row_left(row: _Extended) -> _Extended:
+    return _Extended(_shift_left(row.mantissa, 0), _shift_left(row.exponent, _DEAD))
 
 
 def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:
@@ -332,15 +417,21 @@ def _label_ids(labels: jax.Array, V: int) -> jax.Array:
     return jnp.pad(jnp.clip(labels, 0, V - 1), padding)[..., None, :, None]
 
 
-def _log_denominator(x: jax.Array) -> jax.Array:
-    denominator = jax.nn.logsumexp(x, axis=-1)
-    return jnp.where(denominator == jnp.inf, jnp.nan, denominator)
+def _log_denominator(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logarithm of the sum of exp(x), as the maximum and the rest; NaN where x has +inf."""
+    top = lax.stop_gradient(jnp.max(x, axis=-1))
+    top = jnp.where(top == -jnp.inf, 0, jnp.where(top == jnp.inf, jnp.nan, top))
+    total = jnp.sum(jnp.exp(x - top[..., None]), axis=-1)
+    return top, jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
 
 
-def _log_ratio(score: jax.Array, denominator: jax.Array) -> jax.Array:
-    """`score - denominator`, and -inf for a forbidden class also where all classes are."""
-    forbidden = (score == -jnp.inf) & ~jnp.isnan(denominator)
-    return jnp.where(forbidden, -jnp.inf, score - jnp.where(forbidden, 0, denominator))
+def _log_ratio(score: jax.Array, top: jax.Array, log_sum: jax.Array) -> jax.Array:
+    """`score - (top + log_sum)` without rounding the sum to the size of large scores.
+
+    -inf for a forbidden class, also where all classes are.
+    """
+    forbidden = (score == -jnp.inf) & ~jnp.isnan(log_sum)
+    return jnp.where(forbidden, -jnp.inf, (score - top) - jnp.where(forbidden, 0, log_sum))
 
 
 def _shift_right(x: jax.Array, fill: float) -> jax.Array:
@@ -351,12 +442,6 @@ def _shift_right(x: jax.Array, fill: float) -> jax.Array:
 def _shift_left(x: jax.Array, fill: float) -> jax.Array:
     """Element u + 1 at u."""
     return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], fill)], axis=-1)
-
-
-def _relative_to_max(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-    top = jnp.max(row, axis=-1, keepdims=True)
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    return row - top, top[..., 0]
 
 
 def _two_sum(total: tuple[jax.Array, jax.Array], term: jax.Array) -> tuple[jax.Array, jax.Array]:

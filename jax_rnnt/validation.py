@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, get_args
 
@@ -97,10 +97,7 @@ def sizes_of(name: str, shape: tuple[int, ...], num_core_dims: int) -> Sizes:
 
 
 def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str) -> Array | None:
-    """Labels, lengths or begins of the expected shape; None stays None.
-
-    NumPy values beyond int32 are clipped here: JAX would wrap them around if 64-bit types are off.
-    """
+    """Labels, lengths or begins of the expected shape; None stays None."""
     if value is None:
         return None
     array = as_array(name, value)
@@ -114,7 +111,7 @@ def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str
             f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
             "shape of the scores."
         )
-    return _clip_to_int32(array) if isinstance(array, np.ndarray) else array
+    return array
 
 
 def utterances_of(
@@ -236,6 +233,14 @@ def int32_labels(labels: Array) -> jax.Array:
     return jnp.asarray(_clip_to_int32(labels))
 
 
+def for_tracing(utterances: Utterances) -> Utterances:
+    """With NumPy integers clipped to int32: JAX wraps them around if 64-bit types are off."""
+    return jax.tree.map(
+        lambda x: _clip_to_int32(x) if isinstance(x, np.ndarray) and x.dtype != np.bool_ else x,
+        utterances,
+    )
+
+
 def _begins_and_ends(sizes: Sizes, utterances: Utterances) -> list[Array | int]:
     defaults = [
         (utterances.logit_begins, 0),
@@ -295,63 +300,50 @@ def _checks(
     blank_id: int | None,
     consider: Callable[[Any], bool],
 ) -> Iterable[_Check]:
-    fetched = [
-        np.asarray(jax.device_get(v)) if v is not None and is_known(v) else v
-        for v in (
-            utterances.labels,
-            utterances.logit_lengths,
-            utterances.label_lengths,
-            utterances.logit_begins,
-            utterances.label_begins,
-            utterances.where,
-        )
-    ]
-    labels, logit_lengths, label_lengths, logit_begins, label_begins, where = fetched
-    ignored: Any = False if where is None else ~where
+    """The checks of the arrays that `consider` accepts; others stand for anything."""
+    given = jax.tree.map(
+        lambda x: np.asarray(jax.device_get(x)) if is_known(x) else x,
+        {field.name: getattr(utterances, field.name) for field in fields(utterances)},
+    )
+    where = given.pop("where")
     if where is not None and not consider(where):
         return
+    ones = [1] * len(sizes.batch)  # shapes that broadcast, whatever the rank promotion
+    ignored: Any = np.zeros(ones, np.bool_) if where is None else ~where
+    values = {k: v for k, v in given.items() if v is not None and consider(v)}
+    narrow = {name: _clip_to_int32(value) for name, value in values.items()}
 
-    ends = (
-        ("logit_lengths", logit_lengths, "logit_begins", logit_begins, sizes.T, "T"),
-        ("label_lengths", label_lengths, "label_begins", label_begins, sizes.U, "U"),
-    )
-    for end_name, end, begin_name, begin, limit, letter in ends:
-        if end is not None and consider(end):
-            good = (end >= 0) & (end <= limit) | ignored
-            yield (
-                good,
-                end_name,
-                end,
-                f"0 <= {end_name} <= {letter} = {limit}, from the scores' shape",
-            )
-        if begin is not None and consider(begin):
-            stop: Any = limit if end is None or not consider(end) else end
-            good = (begin >= 0) & (begin <= stop) | ignored
-            yield good, begin_name, begin, f"0 <= {begin_name} <= {end_name}"
+    for end_name, begin_name, limit, letter in (
+        ("logit_lengths", "logit_begins", sizes.T, "T"),
+        ("label_lengths", "label_begins", sizes.U, "U"),
+    ):
+        if end_name in values:
+            end = narrow[end_name]
+            expected = f"0 <= {end_name} <= {letter} = {limit}, from the scores' shape"
+            yield (end >= 0) & (end <= limit) | ignored, end_name, values[end_name], expected
+        if begin_name in values:
+            begin, end = narrow[begin_name], narrow.get(end_name, np.int32(limit))
+            expected = f"0 <= {begin_name} <= {end_name}"
+            yield (begin >= 0) & (begin <= end) | ignored, begin_name, values[begin_name], expected
 
-    if labels is None or blank_id is None or sizes.V is None or not consider(labels):
+    if "labels" not in values or blank_id is None or sizes.V is None:
         return
-    begin, end = 0 if label_begins is None else label_begins, label_lengths
-    if not consider(begin) or not consider(end):
-        return
-    position = np.arange(sizes.U).reshape([1] * len(sizes.batch) + [sizes.U])
-    unused: Any = ignored if ignored is False else ignored[..., None]
-    if end is not None:
-        unused = unused | (position >= end[..., None])
-    if label_begins is not None:
-        unused = unused | (position < label_begins[..., None])
-    yield (
-        (labels >= 0) & (labels < sizes.V) | unused,
-        "labels",
-        labels,
-        f"0 <= label < V = {sizes.V} for labels before label_lengths",
+    if any(given[name] is not None and name not in values for name in _LABEL_RANGE):
+        return  # which labels are padding is not known
+    position = np.arange(sizes.U, dtype=np.int32).reshape([*ones, sizes.U])
+    begin, end = (
+        narrow[name][..., None] if name in values else default
+        for name, default in zip(_LABEL_RANGE, (np.int32(0), np.int32(sizes.U)), strict=True)
     )
-    yield (
-        (labels != blank_id) | unused,
-        "labels",
-        labels,
-        f"labels other than blank (blank_id = {blank_id}); leave blanks out of labels",
-    )
+    unused = ignored[..., None] | (position < begin) | (position >= end)
+    labels = narrow["labels"]
+    expected = f"0 <= label < V = {sizes.V} for labels before label_lengths"
+    yield (labels >= 0) & (labels < sizes.V) | unused, "labels", values["labels"], expected
+    expected = f"labels other than blank (blank_id = {blank_id}); leave blanks out of labels"
+    yield (labels != blank_id) | unused, "labels", values["labels"], expected
+
+
+_LABEL_RANGE = ("label_begins", "label_lengths")
 
 
 def _raise_or_checkify(good: Any, name: str, values: Any, expected: str) -> None:

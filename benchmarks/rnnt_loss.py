@@ -1,0 +1,130 @@
+"""Times `rnnt_loss` natively against the pure-JAX implementation, interleaved in one process.
+
+Writes JSON with the hardware and versions, and prints ratios. Times are medians of single calls of
+a jitted function; a ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_rnnt
+
+# (B, T, U, V): the shapes of warp-rnnt's benchmark, and the latency of a single utterance.
+SHAPES = {
+    "A": (16, 150, 40, 28),
+    "B1": (1, 150, 20, 5000),
+    "B4": (4, 150, 20, 5000),
+    "C": (1, 1500, 300, 50),
+    "single": (1, 150, 40, 28),
+}
+
+
+def make_problem(shape: tuple[int, int, int, int], dtype: Any) -> dict[str, jax.Array]:
+    """Random logits and labels, all lengths full."""
+    B, T, U, V = shape
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((B, T, U + 1, V), dtype=np.float32)
+    labels = rng.integers(1, V, size=(B, U), dtype=np.int32)
+    return {"logits": jnp.asarray(logits, dtype), "labels": jnp.asarray(labels)}
+
+
+def make_calls(problem: dict[str, jax.Array]) -> dict[str, Callable[[], Any]]:
+    """Compiled forward and value-and-gradient calls of both implementations."""
+    calls = {}
+    for implementation in ("native", "xla"):
+
+        def total(logits: jax.Array, labels: jax.Array, implementation: Any = implementation):
+            return jax_rnnt.rnnt_loss(logits, labels, implementation=implementation).sum()
+
+        for name, function in (("forward", total), ("both", jax.value_and_grad(total))):
+            compiled = jax.jit(function).lower(**problem).compile()
+            calls[f"{implementation} {name}"] = lambda compiled=compiled: compiled(**problem)
+    return calls
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, every round running all of them once."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds + 2):  # the first two warm up
+        for name, call in calls.items():
+            start = time.perf_counter()
+            result = jax.block_until_ready(call())
+            elapsed = time.perf_counter() - start
+            del result  # its memory is given back outside of the measurement
+            if i >= 2:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def cpu_name() -> str:
+    """The processor, as the kernel names it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    from jax_rnnt._native import _cpu
+
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernels": _cpu.active_target(),
+        "jax": jax.__version__,
+        "jax_rnnt": jax_rnnt.__version__,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/rnnt_loss.json"))
+    args = parser.parse_args()
+
+    report: dict[str, Any] = {"machine": machine(), "dtype": args.dtype, "cases": {}}
+    print(f"{report['machine']}")
+    print(f"{'case':7} {'(B, T, U, V)':22} {'':8} {'native ms':>10} {'XLA ms':>10} {'ratio':>7}")
+    for name in args.shapes:
+        seconds = interleaved(make_calls(make_problem(SHAPES[name], args.dtype)), args.rounds)
+        case: dict[str, Any] = {"shape": SHAPES[name], "milliseconds": {}, "ratio": {}}
+        for call, times in seconds.items():
+            case["milliseconds"][call] = {
+                "median": 1e3 * statistics.median(times),
+                "min": 1e3 * min(times),
+            }
+        for step in ("forward", "both"):
+            native, xla = (case["milliseconds"][f"{i} {step}"]["median"] for i in ("native", "xla"))
+            case["ratio"][step] = xla / native
+            print(
+                f"{name:7} {SHAPES[name]!s:22} {step:8} {native:10.3f} {xla:10.3f} "
+                f"{xla / native:6.2f}x",
+                flush=True,
+            )
+        report["cases"][name] = case
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(report, indent=2))
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()
