@@ -16,7 +16,7 @@ $(VENV)/.installed: $(BUILD_INPUTS)
 setup: $(VENV)/.installed
 
 test: setup
-	$(BIN)/python -m pytest -n auto tests
+	$(BIN)/python -m pytest -n auto --dist worksteal tests
 
 demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)
