@@ -222,6 +222,11 @@ ffi::Error run_lattice(ffi::ThreadPool& pool, const ffi::AnyBuffer& blank,
       .workspace = workspace.untyped_data(),
       .workspace_elements = given,
   };
+  prefer_huge_pages(workspace.untyped_data(), workspace.size_bytes());
+  if (posteriors != nullptr) {
+    prefer_huge_pages(posteriors[0].untyped_data(), posteriors[0].size_bytes());
+    prefer_huge_pages(posteriors[1].untyped_data(), posteriors[1].size_bytes());
+  }
   const DType dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
   // A cell costs a few nanoseconds, as much as streaming some tens of bytes.
   parallel_for(pool, batch, frames * cells * 64,

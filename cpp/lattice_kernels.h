@@ -109,23 +109,6 @@ struct Trellis {
   bool feasible() const { return lowest(0) == 0; }
 };
 
-// Calls body(front, t, u_begin, u_end) for the pieces of plane rows that hold cells of the fronts
-// [n0, n1): u_end - u_begin cells of row t, the first of them on front `front`.
-template <class T, class Body>
-JAX_RNNT_INLINE void for_each_piece(const Trellis<T>& trellis, int64_t n0, int64_t n1, Body body) {
-  if (!trellis.regular) {
-    for (int64_t n = n0; n < n1; ++n) body(n, n, trellis.lowest(n), trellis.highest(n) + 1);
-    return;
-  }
-  const int64_t first = n0 > trellis.labels ? n0 - trellis.labels : 0;
-  const int64_t last = n1 < trellis.frames ? n1 : trellis.frames;
-  for (int64_t t = first; t < last; ++t) {
-    const int64_t begin = n0 > t ? n0 - t : 0;
-    const int64_t end = n1 - t < trellis.labels + 1 ? n1 - t : trellis.labels + 1;
-    body(t + begin, t, begin, end);
-  }
-}
-
 // A tile holds kBlock fronts of arcs (later of posteriors), front-major.
 template <class T>
 struct Tile {
@@ -133,21 +116,92 @@ struct Tile {
   int64_t stride;
 };
 
+// Rows of a plane, of which the fronts [n0, n1) take up whole pieces: one label cell of each front.
+// A regular lattice turns L of them at a time, as squares of registers, into L vectors of the tile;
+// element by element this copying would take longer than the recursion itself.
+struct RowRange {
+  int64_t begin, end;
+};
+
+template <class T>
+JAX_RNNT_INLINE RowRange whole_rows(const Trellis<T>& trellis, int64_t n0, int64_t n1) {
+  const int64_t begin = n1 > trellis.labels ? n1 - trellis.labels : 0;
+  const int64_t last_frame = trellis.frames - 1;  // its blank arcs are special
+  const int64_t end = n0 + 1 < last_frame ? n0 + 1 : last_frame;
+  if (!trellis.regular || n1 - n0 != kBlock || end <= begin) return {0, 0};
+  return {begin, begin + (end - begin) / kLanes<T> * kLanes<T>};
+}
+
+// Calls body(row, column, tile_row, tile_column) for every square of lanes in the whole rows:
+// element (row - i, column + i + j) of the plane is element (tile_row + j, tile_column + i + j) of
+// the tile.
+template <class T, class Body>
+JAX_RNNT_INLINE void for_each_square(RowRange rows, int64_t n0, Body body) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t t = rows.begin; t < rows.end; t += L) {
+    for (int64_t k = 0; k < kBlock; k += L) {
+      const int64_t last = t + L - 1;
+      body(last, n0 + k - last, k);
+    }
+  }
+}
+
+// Calls body(front, t, u_begin, u_end) for the pieces of all other plane rows that hold cells of
+// the fronts [n0, n1): u_end - u_begin cells of row t, the first of them on front `front`.
+template <class T, class Body>
+JAX_RNNT_INLINE void for_each_piece(const Trellis<T>& trellis, int64_t n0, int64_t n1,
+                                    RowRange skipped, Body body) {
+  if (!trellis.regular) {
+    for (int64_t n = n0; n < n1; ++n) body(n, n, trellis.lowest(n), trellis.highest(n) + 1);
+    return;
+  }
+  const int64_t first = n0 > trellis.labels ? n0 - trellis.labels : 0;
+  const int64_t last = n1 < trellis.frames ? n1 : trellis.frames;
+  for (int64_t t = first; t < last; ++t) {
+    if (skipped.begin <= t && t < skipped.end) t = skipped.end;
+    if (t >= last) break;
+    const int64_t begin = n0 > t ? n0 - t : 0;
+    const int64_t end = n1 - t < trellis.labels + 1 ? n1 - t : trellis.labels + 1;
+    body(t + begin, t, begin, end);
+  }
+}
+
+template <class T>
+JAX_RNNT_INLINE T delay_of_frame(const Trellis<T>& trellis, int64_t t) {
+  return T(trellis.delay_penalty * ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
+}
+
 // Copies the arcs of the fronts [n0, n1) into the tile; arcs on no complete path become -inf.
 template <class T>
 void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
+  constexpr int L = kLanes<T>;
   const T minus_inf = T(-__builtin_inf());
   for (int64_t i = -kPadding; i < (n1 - n0) * tile.stride - kPadding; ++i) {
     tile.blank[i] = tile.label[i] = minus_inf;
   }
+  const RowRange whole = whole_rows(trellis, n0, n1);
+  for_each_square<T>(whole, n0, [&](int64_t row, int64_t column, int64_t front) {
+    Vec<T> blank[L], label[L];
+    for (int i = 0; i < L; ++i) {
+      const int64_t cell = (row - i) * trellis.plane_stride + column + i;
+      blank[i] = load<Vec<T>>(trellis.blank + cell);
+      label[i] = load<Vec<T>>(trellis.label + cell) + delay_of_frame(trellis, row - i);
+    }
+    transpose<T>(blank);
+    transpose<T>(label);
+    for (int j = 0; j < L; ++j) {
+      const int64_t element = (front + j) * tile.stride + column + j;
+      store(tile.blank + element, blank[j]);
+      store(tile.label + element, label[j]);
+    }
+  });
   const int64_t step = tile.stride * trellis.regular + 1;  // from cell (t, u) to (t, u + 1)
-  for_each_piece(trellis, n0, n1, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
+  for_each_piece(trellis, n0, n1, whole, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
     const T* blank = trellis.blank + t * trellis.plane_stride;
     const T* label = trellis.label + t * trellis.plane_stride;
     T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;
     T* label_tile = tile.label + (front - n0) * tile.stride + begin;
-    const T delay =
-        T(trellis.delay_penalty * ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
+    const T delay = delay_of_frame(trellis, t);
     // A blank arc is dead where too few fronts are left for the labels that remain.
     const int64_t lowest_next = !trellis.regular          ? trellis.lowest(front + 1)
                                 : t == trellis.frames - 1 ? trellis.labels
@@ -166,8 +220,25 @@ void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>&
 template <class T>
 void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
                 const T* scale) {
+  constexpr int L = kLanes<T>;
+  const RowRange whole = whole_rows(trellis, n0, n1);
+  for_each_square<T>(whole, n0, [&](int64_t row, int64_t column, int64_t front) {
+    Vec<T> blank[L], label[L];
+    for (int j = 0; j < L; ++j) {
+      const int64_t element = (front + j) * tile.stride + column + j;
+      blank[j] = load<Vec<T>>(tile.blank + element) * scale[front + j];
+      label[j] = load<Vec<T>>(tile.label + element) * scale[front + j];
+    }
+    transpose<T>(blank);
+    transpose<T>(label);
+    for (int i = 0; i < L; ++i) {
+      const int64_t cell = (row - i) * trellis.plane_stride + column + i;
+      store(trellis.blank_out + cell, blank[i]);
+      store(trellis.label_out + cell, label[i]);
+    }
+  });
   const int64_t step = tile.stride * trellis.regular + 1;
-  for_each_piece(trellis, n0, n1, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
+  for_each_piece(trellis, n0, n1, whole, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
     T* blank = trellis.blank_out + t * trellis.plane_stride;
     T* label = trellis.label_out + t * trellis.plane_stride;
     const T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;

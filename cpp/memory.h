@@ -15,7 +15,7 @@ namespace jax_rnnt {
 inline void prefer_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
-  if (bytes < int64_t{4} << 21) return;
+  if (bytes < int64_t{2} << 21) return;
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t begin = (address + kHugePage - 1) & ~(kHugePage - 1);
   const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) & ~(kHugePage - 1);

@@ -94,12 +94,18 @@ JAX_RNNT_INLINE IntVec<T> lane_index() {
   return v;
 }
 
-// Combines all lanes in log2(lanes) steps: lane i with lane i ^ step. Every lane holds the result.
+// Fixed permutations of the lanes, whose numbers I... are 0, 1, 2, ...
 template <int... I>
 struct Lanes {
   template <int Step, class V>
   static JAX_RNNT_INLINE_MEMBER V swapped(V v) {
     return __builtin_shufflevector(v, v, (I ^ Step)...);
+  }
+  // a0 b0 a1 b1 ..., from the first halves (Half = 0) or the second (Half = 1) of both.
+  template <int Half, class V>
+  static JAX_RNNT_INLINE_MEMBER V interleaved(V a, V b) {
+    constexpr int kCount = sizeof...(I);
+    return __builtin_shufflevector(a, b, (I / 2 + Half * kCount / 2 + I % 2 * kCount)...);
   }
 };
 
@@ -109,14 +115,31 @@ template <int... I>
 struct MakeLanes<0, I...> {
   using type = Lanes<I...>;
 };
+template <class T>
+using LanesOf = typename MakeLanes<kLanes<T>>::type;
 
+// Combines all lanes in log2(lanes) steps: lane i with lane i ^ step. Every lane holds the result.
 template <class T, int Step = kLanes<T> / 2, class V, class Combine>
 JAX_RNNT_INLINE V reduce_lanes(V v, Combine combine) {
   if constexpr (Step == 0) {
     return v;
   } else {
-    const V other = MakeLanes<kLanes<T>>::type::template swapped<Step>(v);
+    const V other = LanesOf<T>::template swapped<Step>(v);
     return reduce_lanes<T, Step / 2>(combine(v, other), combine);
+  }
+}
+
+// Transposes a square of lanes in place, by log2(lanes) perfect shuffles.
+template <class T>
+JAX_RNNT_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int L = kLanes<T>;
+  for (int step = 1; step < L; step *= 2) {
+    Vec<T> shuffled[L];
+    for (int i = 0; i < L / 2; ++i) {
+      shuffled[2 * i] = LanesOf<T>::template interleaved<0>(rows[i], rows[i + L / 2]);
+      shuffled[2 * i + 1] = LanesOf<T>::template interleaved<1>(rows[i], rows[i + L / 2]);
+    }
+    for (int i = 0; i < L; ++i) rows[i] = shuffled[i];
   }
 }
 

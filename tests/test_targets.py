@@ -1,0 +1,63 @@
+"""Every instruction set that the processor has, not only the one that is chosen: the kernels are
+compiled once for each, with vectors of another width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import Options, random_batch
+from test_values import check_dtype
+
+from jax_rnnt._native import _cpu
+
+DTYPES = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16]
+
+
+@pytest.fixture(params=_cpu.available_targets())
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels of one instruction set, for the length of a test."""
+    before = _cpu.active_target()
+    _cpu.select_target(request.param)
+    yield request.param
+    _cpu.select_target(before)
+
+
+def test_selection(target: str) -> None:
+    """The choice is visible; a name that is not available is an error that lists those that are."""
+    assert _cpu.active_target() == target
+    with pytest.raises(ValueError, match=f"sse9.*{target}"):
+        _cpu.select_target("sse9")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
+def test_rows(target: str, dtype: Any, normalization: str) -> None:
+    """Rows shorter and longer than a vector and than a block of vectors."""
+    rng = np.random.default_rng(0)
+    options: Options = {"normalization": normalization}
+    for classes in (2, 5, 20, 70, 300):
+        batch = random_batch(rng, 6, 5, 3, classes, scale=2.0, dtype=dtype, **options)
+        check_dtype(batch, "native", dtype, options)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"topology": "regular", "delay_penalty": 0.1},
+        {"topology": "modified", "final_blank": True},
+        {"topology": "constrained", "fastemit_lambda": 0.1},
+    ],
+    ids=lambda o: o["topology"],
+)
+def test_lattices(target: str, dtype: Any, options: Options) -> None:
+    """Lattices of several blocks of fronts, longer than high and higher than long."""
+    rng = np.random.default_rng(1)
+    for frames, labels in ((90, 37), (40, 70), (70, 3)):
+        batch = random_batch(rng, 4, frames, labels, 4, scale=2.0, dtype=dtype, **options)
+        check_dtype(batch, "native", dtype, options)
