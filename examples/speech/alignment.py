@@ -1,0 +1,62 @@
+"""The lattice of one utterance: posteriors of its cells, and the best path through it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_rnnt import rnnt_loss_from_arcs
+from speech.batching import Batch
+
+
+def best_path(blank: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Cells (T + U, 2) as (frame, labels so far) of the most probable alignment (Viterbi 1967).
+
+    `blank`, `label`: log-probabilities (T, U + 1) of the arcs that leave each cell of an
+    utterance without padding: blank to the next frame, label to the next label.
+    """
+    frames, positions = blank.shape
+    score = np.full((frames, positions), -np.inf)
+    by_label = np.zeros((frames, positions), bool)
+    for t in range(frames):
+        for u in range(positions):
+            if t == u == 0:
+                score[t, u] = 0
+                continue
+            through_blank = score[t - 1, u] + blank[t - 1, u] if t else -np.inf
+            through_label = score[t, u - 1] + label[t, u - 1] if u else -np.inf
+            by_label[t, u] = through_label > through_blank
+            score[t, u] = max(through_blank, through_label)
+    t, u = frames - 1, positions - 1
+    path = [(t, u)]
+    while t or u:
+        t, u = (t, u - 1) if by_label[t, u] else (t - 1, u)
+        path.append((t, u))
+    return np.array(path[::-1])
+
+
+def emission_frames(path: np.ndarray) -> np.ndarray:
+    """The frame (U,) in which each label of a path is emitted."""
+    return path[:-1][np.diff(path[:, 1]) == 1, 0]
+
+
+def posterior_lattice(
+    graph: nnx.GraphDef, params: nnx.State, batch: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lattice of the one utterance of `batch`, given its labels.
+
+    Returns the probability (T, U + 1) that a path goes through each cell, and the best path.
+    """
+    model = nnx.merge(graph, params)
+    log_probs = jax.nn.log_softmax(model(batch.features, batch.lengths, batch.labels))
+    blank = log_probs[..., 0]
+    # The last column has no label to emit; what stands there is ignored.
+    labels = jnp.pad(batch.labels, ((0, 0), (0, 1)))[:, None, :, None]
+    label = jnp.take_along_axis(log_probs, labels, axis=-1)[..., 0]
+    _, posteriors = rnnt_loss_from_arcs(
+        blank, label, batch.lengths, batch.label_lengths, return_posteriors=True
+    )
+    occupied = np.asarray(posteriors.blank + posteriors.label)[0]
+    return occupied, best_path(np.asarray(blank)[0], np.asarray(label)[0])
