@@ -36,4 +36,4 @@ format: setup
 	$(BIN)/clang-format -i cpp/*.h cpp/*.cc
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist

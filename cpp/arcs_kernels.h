@@ -272,7 +272,8 @@ void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
                           static_cast<const T*>(p.cotangents)[b],
                           p.clamp > 0 ? T(p.clamp) : T(__builtin_inf())};
     const In* x = logits + u * V;
-    const int64_t label_id = u + 1 < p.cells ? labels[u] : -1;
+    // Without weight there is no label here, but padding, which may well equal blank.
+    const int64_t label_id = label[u] != 0 && u + 1 < p.cells ? labels[u] : -1;
     switch (p.normalization) {
       case Normalization::kSoftmax:
         gradient_row<false>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);

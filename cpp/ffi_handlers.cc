@@ -78,6 +78,16 @@ struct ArcsSizes {
   }
 };
 
+// Exported programs may come from another version.
+template <class Enum>
+ffi::Error check_code(const char* name, int64_t code, Enum last) {
+  if (code < 0 || code > static_cast<int64_t>(last)) {
+    return ffi::Error::InvalidArgument("jax_rnnt: unknown " + std::string(name) + " code " +
+                                       std::to_string(code));
+  }
+  return ffi::Error::Success();
+}
+
 ffi::Error check_bounds(const Int32Buffer& bounds, int64_t batch) {
   static_assert(sizeof(Bounds) == 4 * sizeof(int32_t));
   if (elements(bounds.dimensions()) != batch * 4) {
@@ -97,6 +107,7 @@ ffi::Error arcs_fwd(ffi::ThreadPool pool, ffi::AnyBuffer logits, Int32Buffer lab
                     int64_t blank_id, int64_t normalization) {
   ArcsSizes s;
   JAX_RNNT_RETURN_IF_ERROR(s.decode(logits, labels, blank_id));
+  JAX_RNNT_RETURN_IF_ERROR(check_code("normalization", normalization, Normalization::kHat));
   JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, s.batch));
   JAX_RNNT_RETURN_IF_ERROR(s.check_plane("blank", blank->dimensions(), blank->element_type()));
   JAX_RNNT_RETURN_IF_ERROR(s.check_plane("label", label->dimensions(), label->element_type()));
@@ -116,10 +127,10 @@ ffi::Error arcs_fwd(ffi::ThreadPool pool, ffi::AnyBuffer logits, Int32Buffer lab
       .label = label->untyped_data(),
       .denominators = denominators->untyped_data(),
   };
+  const Kernels& kernels = active_kernels();
   const int64_t frame_bytes = logits.size_bytes() / std::max<int64_t>(1, s.batch * s.frames);
-  parallel_for(pool, s.batch * s.frames, frame_bytes, [&](int64_t begin, int64_t end) {
-    active_kernels().arcs_forward(p, s.dtype, begin, end);
-  });
+  parallel_for(pool, s.batch * s.frames, frame_bytes,
+               [&](int64_t begin, int64_t end) { kernels.arcs_forward(p, s.dtype, begin, end); });
   return ffi::Error::Success();
 }
 
@@ -130,6 +141,7 @@ ffi::Error arcs_bwd(ffi::ThreadPool pool, ffi::AnyBuffer logits, Int32Buffer lab
                     double clamp) {
   ArcsSizes s;
   JAX_RNNT_RETURN_IF_ERROR(s.decode(logits, labels, blank_id));
+  JAX_RNNT_RETURN_IF_ERROR(check_code("normalization", normalization, Normalization::kHat));
   for (const auto& [name, plane] :
        {std::pair<const char*, const ffi::AnyBuffer&>{"denominators", denominators},
         {"blank_weights", blank_weights},
@@ -162,10 +174,10 @@ ffi::Error arcs_bwd(ffi::ThreadPool pool, ffi::AnyBuffer logits, Int32Buffer lab
       .gradient = gradient->untyped_data(),
   };
   prefer_huge_pages(gradient->untyped_data(), gradient->size_bytes());
+  const Kernels& kernels = active_kernels();
   const int64_t frame_bytes = 2 * logits.size_bytes() / std::max<int64_t>(1, s.batch * s.frames);
-  parallel_for(pool, s.batch * s.frames, frame_bytes, [&](int64_t begin, int64_t end) {
-    active_kernels().arcs_backward(p, s.dtype, begin, end);
-  });
+  parallel_for(pool, s.batch * s.frames, frame_bytes,
+               [&](int64_t begin, int64_t end) { kernels.arcs_backward(p, s.dtype, begin, end); });
   return ffi::Error::Success();
 }
 
@@ -199,6 +211,7 @@ ffi::Error run_lattice(ffi::ThreadPool& pool, const ffi::AnyBuffer& blank,
   if (posteriors != nullptr && !(is_plane(posteriors[0]) && is_plane(posteriors[1]))) {
     return shape_error("posteriors", posteriors[0].dimensions(), "blank's shape and dtype");
   }
+  JAX_RNNT_RETURN_IF_ERROR(check_code("topology", options.topology, Topology::kConstrained));
   const Topology topology = Topology(options.topology);
   const int64_t needed = lattice_workspace_elements(frames, cells, topology, posteriors != nullptr);
   const int64_t given = elements(workspace.dimensions()) / std::max<int64_t>(1, batch);
@@ -228,9 +241,10 @@ ffi::Error run_lattice(ffi::ThreadPool& pool, const ffi::AnyBuffer& blank,
     prefer_huge_pages(posteriors[1].untyped_data(), posteriors[1].size_bytes());
   }
   const DType dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
+  const Kernels& kernels = active_kernels();
   // A cell costs a few nanoseconds, as much as streaming some tens of bytes.
   parallel_for(pool, batch, frames * cells * 64,
-               [&](int64_t begin, int64_t end) { active_kernels().lattice(p, dtype, begin, end); });
+               [&](int64_t begin, int64_t end) { kernels.lattice(p, dtype, begin, end); });
   return ffi::Error::Success();
 }
 

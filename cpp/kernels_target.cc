@@ -9,26 +9,27 @@
 namespace jax_rnnt::JAX_RNNT_TARGET {
 namespace {
 
-void arcs_forward(const ArcsForward& p, DType dtype, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; ++item) {
-    switch (dtype) {
-      case DType::kF32: arcs_forward_frame<float>(p, item); break;
-      case DType::kF64: arcs_forward_frame<double>(p, item); break;
-      case DType::kBF16: arcs_forward_frame<BFloat16>(p, item); break;
-      case DType::kF16: arcs_forward_frame<Float16>(p, item); break;
-    }
+// Calls run(In{}) for the storage type of a dtype.
+template <class Run>
+void with_storage_type(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::kF32: return run(float{});
+    case DType::kF64: return run(double{});
+    case DType::kBF16: return run(BFloat16{});
+    case DType::kF16: return run(Float16{});
   }
 }
 
+void arcs_forward(const ArcsForward& p, DType dtype, int64_t begin, int64_t end) {
+  with_storage_type(dtype, [&](auto in) {
+    for (int64_t item = begin; item < end; ++item) arcs_forward_frame<decltype(in)>(p, item);
+  });
+}
+
 void arcs_backward(const ArcsBackward& p, DType dtype, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; ++item) {
-    switch (dtype) {
-      case DType::kF32: arcs_backward_frame<float>(p, item); break;
-      case DType::kF64: arcs_backward_frame<double>(p, item); break;
-      case DType::kBF16: arcs_backward_frame<BFloat16>(p, item); break;
-      case DType::kF16: arcs_backward_frame<Float16>(p, item); break;
-    }
-  }
+  with_storage_type(dtype, [&](auto in) {
+    for (int64_t item = begin; item < end; ++item) arcs_backward_frame<decltype(in)>(p, item);
+  });
 }
 
 void lattice(const Lattice& p, DType dtype, int64_t begin, int64_t end) {

@@ -10,82 +10,19 @@
 //
 // Numbers. Probabilities are kept as mantissa * 2^exponent, with a float mantissa and an integer
 // exponent per node. A step is then two products and one aligned sum: no exp or log in the chain of
-// dependent steps, no rounding that grows with the log-likelihood, no range to leave. Mantissas are
-// brought back to [1, 2) and exponents to the front's maximum every kBlock fronts; in between a
-// mantissa stays within 2^-16 .. 2^24.
+// dependent steps, and no rounding that grows with the log-likelihood. Mantissas are brought back
+// to [1, 2) and exponents to the front's maximum every kBlock fronts; in between a mantissa stays
+// within 2^-16 .. 2^24.
 //
 // Posteriors. alpha * arc * beta of all arcs that leave one front sum to the likelihood; dividing
 // by that front's own sum conserves the posterior mass exactly, whatever the recursions' rounding.
 #pragma once
 
+#include "extended.h"
 #include "kernels.h"
 #include "lattice_layout.h"
-#include "simd.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
-
-constexpr double kForbidden = -2e7;  // arcs below this log-probability count as -inf
-
-// Exponent of zeros: below that of any path that can matter, and such that twice kDead, less what
-// exponents can grow in a block, does not overflow.
-template <class T>
-constexpr Int<T> kDead = -(Int<T>{3} << (sizeof(T) * 8 - 4));
-
-// Rows of extended-exponent numbers.
-template <class T>
-struct Row {
-  T* mantissa;
-  Int<T>* exponent;
-};
-
-template <class T>
-struct Extended {
-  Vec<T> mantissa;
-  IntVec<T> exponent;
-};
-
-template <class T>
-JAX_RNNT_INLINE Extended<T> load_row(Row<T> row, int64_t u) {
-  return {load<Vec<T>>(row.mantissa + u), load<IntVec<T>>(row.exponent + u)};
-}
-
-template <class T>
-JAX_RNNT_INLINE void store_row(Row<T> row, int64_t u, Extended<T> x) {
-  store(row.mantissa + u, x.mantissa);
-  store(row.exponent + u, x.exponent);
-}
-
-template <class T>
-JAX_RNNT_INLINE Extended<T> dead() {
-  return {Vec<T>{}, IntVec<T>{} + kDead<T>};
-}
-
-template <class T>
-JAX_RNNT_INLINE Extended<T> multiply(Extended<T> x, Extended<T> y) {
-  return {x.mantissa * y.mantissa, x.exponent + y.exponent};
-}
-
-template <class T>
-JAX_RNNT_INLINE Extended<T> add(Extended<T> x, Extended<T> y) {
-  const IntVec<T> top = x.exponent > y.exponent ? x.exponent : y.exponent;
-  const Vec<T> sum =
-      x.mantissa * exp2_int<T>(x.exponent - top) + y.mantissa * exp2_int<T>(y.exponent - top);
-  // A zero must not keep a high exponent: it would push its neighbours' mantissas out of range.
-  return {sum, sum == T(0) ? IntVec<T>{} + kDead<T> : top};
-}
-
-// exp(x) of an arc's log-probability. Forbidden arcs give 0; NaN and +inf give a NaN mantissa.
-template <class T>
-JAX_RNNT_INLINE Extended<T> exp_extended(Vec<T> x) {
-  const Vec<T> low = broadcast<T>(T(kForbidden)), high = broadcast<T>(T(-kForbidden));
-  Vec<T> bounded = x < low ? low : x;
-  bounded = bounded < high ? bounded : high;
-  const RangeReduced<T> reduced = reduce_by_ln2<T>(bounded);
-  Vec<T> mantissa = exp_reduced(reduced.remainder);
-  mantissa = x < low ? Vec<T>{} : mantissa;
-  mantissa = x <= high ? mantissa : broadcast<T>(T(__builtin_nan("")));
-  return {mantissa, x < low ? IntVec<T>{} + kDead<T> : reduced.quotient};
-}
 
 // One utterance's trellis in relative (n, u) coordinates, and where its arcs lie in the planes.
 template <class T>
@@ -258,11 +195,6 @@ void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>
 }
 
 template <class T>
-struct VectorRange {
-  int64_t begin, end;  // multiples of a vector
-};
-
-template <class T>
 JAX_RNNT_INLINE VectorRange<T> vectors_of_front(const Trellis<T>& trellis, int64_t n) {
   constexpr int64_t L = kLanes<T>;
   return {trellis.lowest(n) / L * L, (trellis.highest(n) + L) / L * L};
@@ -281,33 +213,6 @@ JAX_RNNT_INLINE void set_single(Row<T> row, int64_t u, VectorRange<T> range) {
   kill_borders(row, range);
   row.mantissa[u] = 1;
   row.exponent[u] = 0;
-}
-
-// Mantissas to [1, 2), exponents relative to the largest of the row, which is returned (0 for a
-// dead row).
-template <class T>
-Int<T> renormalise(Row<T> row, VectorRange<T> range) {
-  using C = Traits<T>;
-  IntVec<T> top = IntVec<T>{} + kDead<T>;
-  for (int64_t v = range.begin; v < range.end; v += kLanes<T>) {
-    Extended<T> x = load_row(row, v);
-    const IntVec<T> shift = (bits<IntVec<T>>(x.mantissa) >> C::kMantissaBits) - C::kExponentBias;
-    // Zeros stay dead; a NaN, whose exponent field is one too large for the shift, stays as it is.
-    const IntVec<T> live = (shift > -C::kExponentBias) & (shift <= C::kExponentBias);
-    x.mantissa = live ? x.mantissa * exp2_int<T>(-(shift & live)) : x.mantissa;
-    x.exponent = x.exponent + (shift & live);
-    top = x.exponent > top ? x.exponent : top;
-    store_row(row, v, x);
-  }
-  const Int<T> largest = max_of_lanes<T>(top)[0];
-  const Int<T> max = largest > kDead<T> / 4 * 3 ? largest : 0;
-  for (int64_t v = range.begin; v < range.end; v += kLanes<T>) {
-    Extended<T> x = load_row(row, v);
-    const IntVec<T> floor = IntVec<T>{} + kDead<T>, relative = x.exponent - max;
-    x.exponent = ((x.mantissa == T(0)) | (relative < floor)) ? floor : relative;
-    store_row(row, v, x);
-  }
-  return max;
 }
 
 template <class T>
@@ -331,7 +236,9 @@ T retreat(const Trellis<T>& trellis, int64_t n, T* blank, T* label, Row<T> alpha
           Row<T> from, Row<T> to) {
   const VectorRange<T> range = vectors_of_front(trellis, n);
   const auto posterior = [&](Extended<T> a, Extended<T> rest) __attribute__((always_inline)) {
-    IntVec<T> e = (a.exponent + exponent) + rest.exponent;
+    // Floors that keep the sums from overflowing; what reaches them is 0 in any case.
+    const IntVec<T> floor = IntVec<T>{} + kDead<T>, first = a.exponent + exponent;
+    IntVec<T> e = (first < floor ? floor : first) + (rest.exponent < floor ? floor : rest.exponent);
     const IntVec<T> ceiling = IntVec<T>{} + Traits<T>::kExponentBias;
     e = e > ceiling ? ceiling : e;
     return a.mantissa * rest.mantissa * exp2_int<T>(e);
@@ -410,7 +317,7 @@ void run_backward(const Trellis<T>& trellis, const Workspace<T>& w, double likel
   for (int64_t n0 = (trellis.fronts - 1) / kBlock * kBlock; n0 >= 0; n0 -= kBlock) {
     const int64_t n1 = n0 + kBlock < trellis.fronts ? n0 + kBlock : trellis.fronts;
     const double exponent = w.offsets()[n0 / kBlock] + offset - likelihood_exponent;
-    const double limit = -double(kDead<T>);
+    const double limit = -2 * double(kDead<T>);
     const Int<T> bounded = Int<T>(exponent < limit ? exponent : limit);
     T scale[kBlock];
     fill_tile(trellis, n0, n1, tile);

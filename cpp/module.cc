@@ -15,6 +15,7 @@ nb::capsule handler(XLA_FFI_Handler* function) {
 }
 
 nb::dict registrations() {
+  jax_rnnt::active_kernels();  // A bad JAX_RNNT_CPU_TARGET is an exception here, not in a call.
   nb::dict handlers;
   handlers["jax_rnnt_arcs_fwd"] = handler(jax_rnnt_arcs_fwd_cpu);
   handlers["jax_rnnt_arcs_bwd"] = handler(jax_rnnt_arcs_bwd_cpu);

@@ -14,9 +14,10 @@ namespace jax_rnnt {
 // Work below this many bytes touched is not worth waking a thread for.
 inline constexpr int64_t kSerialBytes = 1 << 16;
 
-// Calls body(begin, end) for pieces that cover [0, items), on up to pool.num_threads() threads;
-// returns when all are done. `Pool` has num_threads() and Schedule(callable). Pieces are handed out
-// as threads ask for them, since items (padded utterances, frames) differ in cost.
+// Calls body(begin, end), which must not throw, for pieces that cover [0, items), on up to
+// pool.num_threads() threads; returns when all are done. `Pool` has num_threads() and
+// Schedule(callable). Pieces are handed out as threads ask for them, since items (padded
+// utterances, frames) differ in cost.
 //
 // The caller waits for pieces, never for helpers to start: a pool whose threads are all busy, even
 // with calls to this function, only means that the caller does more itself.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from . import validation
 from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
+from .bounds import Utterances, for_tracing, labels_and_bounds
 from .lattice import gradient_weights, lattice, lattice_score
 from .reference import accumulator_dtype
 from .types import (
@@ -23,7 +24,6 @@ from .types import (
     Reduction,
     Topology,
 )
-from .validation import Utterances
 
 
 def rnnt_loss(
@@ -75,25 +75,30 @@ def rnnt_loss(
         cotangent, to +-clamp. None or <= 0 is off. Static.
       logit_begins, label_begins: `(*batch,)` integers: first frame and first label of each
         utterance (0 by default); lengths stay absolute ends.
-      reduction: `"none"`, `"mean"` over the utterances that `where` keeps, or `"sum"`. where:
-      `(*batch,)` bool: utterances to keep; the others have loss and gradient zero. implementation:
-      `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform that
-        the program is compiled for has kernels. `"xla"` can be differentiated more than once.
+      reduction: `"none"`, `"mean"` over the utterances that `where` keeps, or `"sum"`.
+      where: `(*batch,)` bool: utterances to keep; the others have loss and gradient zero.
+      implementation: `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform
+        that the program is compiled for has kernels. `"xla"` can be differentiated more than once.
       check: raise errors for bad values of labels, lengths and begins if they are known, which
         waits for them. Inside `jit` they are not known.
 
     Returns:
       `(*batch,)` losses in float32 (float64 for float64 logits), or a scalar. Gradients have the
-      dtype of the logits. An utterance without any alignment (modified with more labels than
-      frames, all paths -inf) has loss +inf; one with NaN or +inf among its logits, or with bad
-      lengths or labels that could not be checked, NaN. Both have gradient zero, and no effect on
-      others. No frames and no labels give loss 0. Padding is not read and gets gradient zero. Arcs
-      with log-probability below -2e7 count as -inf.
+      dtype of the logits.
+
+      An utterance without any alignment (modified with more labels than frames, all paths -inf) has
+      loss +inf; one with NaN or +inf in a score that an alignment uses, or with bad lengths or
+      labels that could not be checked, NaN. Both have gradient zero, and no effect on others. No
+      frames and no labels give loss 0. Padding has no effect and gets gradient zero.
+
+      Arcs with log-probability below -2e7 count as -inf, those above 1e6 as NaN, and prefixes of
+      alignments 5e8 nats (in float32) below the likeliest of the same frame as impossible.
 
     Raises:
-      TypeError: an argument has the wrong dtype or type. ValueError: an argument has the wrong
-      shape or an unknown value; with `check`, a length, begin or
-        label is out of range, or a label is blank.
+      TypeError: an argument has the wrong dtype or type.
+      ValueError: an argument has the wrong shape or an unknown value; with `check`, a length, begin
+        or label is out of range, or a label is blank.
+      NotImplementedError: on compilation, `implementation="native"` for a platform without kernels.
     """
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
@@ -112,9 +117,9 @@ def rnnt_loss(
     lattice_options = _lattice_options(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
     )
-    if check:
+    if validation.static_bool("check", check):
         validation.check_known_values(sizes, utterances, blank_id)
-    utterances = validation.for_tracing(utterances)
+    utterances = for_tracing(utterances)
     return _rnnt_loss(logits, utterances, arcs_options, lattice_options, reduction)
 
 
@@ -218,9 +223,10 @@ def rnnt_loss_from_arcs(
     options = _lattice_options(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
     )
-    if check:
+    if validation.static_bool("check", check):
         validation.check_known_values(sizes, utterances, None)
-    utterances = validation.for_tracing(utterances)
+    utterances = for_tracing(utterances)
+    return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
     loss, posteriors = _rnnt_loss_from_arcs(
         blank, label, utterances, options, reduction, return_posteriors
     )
@@ -286,9 +292,8 @@ def _rnnt_loss(
     reduction: Reduction,
 ) -> jax.Array:
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    assert utterances.labels is not None
-    bounds = validation.utterance_bounds(sizes, utterances, arcs_options.blank_id)
-    labels = validation.int32_labels(utterances.labels)
+    labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
+    assert labels is not None
     operands = align_varying_axes(logits, labels, bounds)
     loss: Any = _dense_loss(arcs_options, lattice_options, *operands)
     return _reduce(loss, reduction, utterances.where)
@@ -332,7 +337,7 @@ def _rnnt_loss_from_arcs(
     return_posteriors: bool,
 ) -> tuple[jax.Array, Posteriors | None]:
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
-    bounds = validation.utterance_bounds(sizes, utterances, None)
+    _, bounds = labels_and_bounds(blank, sizes, utterances, None)
     dtype = accumulator_dtype(blank.dtype)
     operands = align_varying_axes(blank.astype(dtype), label.astype(dtype), bounds)
     result: Any = _arcs_loss(options, return_posteriors, *operands)

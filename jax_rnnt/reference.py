@@ -10,16 +10,13 @@ exclusive. Values out of range mark an utterance with bad input.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import extended
+from .extended import Extended
 from .types import Normalization, Topology
-
-FORBIDDEN_LOG_PROB = -2e7
-"""Arcs below this log-probability count as -inf, in every implementation."""
 
 
 def accumulator_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
@@ -223,9 +220,9 @@ class _Fronts:
         self.start_node = u[0] == label_begin[0]
         # Selected by an operand, though they are constant: inside shard_map the carries of a scan
         # must vary along the same mesh axes as what is added to them.
-        self.dead_row = _Extended(
+        self.dead_row = Extended(
             jnp.where(self.start_node, 0, 0).astype(blank.dtype),
-            jnp.where(self.start_node, _DEAD, _DEAD).astype(jnp.int32),
+            jnp.where(self.start_node, extended.DEAD, extended.DEAD).astype(jnp.int32),
         )
 
         last_is_blank = self.regular or final_blank
@@ -241,7 +238,7 @@ class _Fronts:
 
     def _arcs(self, plane: jax.Array, alive: jax.Array) -> jax.Array:
         arcs = self._to_fronts(plane)
-        return jnp.where(alive & ~(arcs < FORBIDDEN_LOG_PROB), arcs, -jnp.inf)
+        return jnp.where(alive & ~(arcs < extended.FORBIDDEN_LOG_PROB), arcs, -jnp.inf)
 
     def _to_fronts(self, plane: jax.Array) -> jax.Array:
         """`(*batch, T, W)` to `(n, *batch, W)`."""
@@ -264,25 +261,25 @@ class _Fronts:
         flat = jnp.pad(flat, [(0, 0)] * len(batch) + [(0, W)])
         return jnp.swapaxes(flat.reshape(*batch, W, T + W)[..., :T], -1, -2)
 
-    def forward(self) -> tuple[jax.Array, _Extended]:
+    def forward(self) -> tuple[jax.Array, Extended]:
         """The log-likelihood, and alpha of each front relative to its largest exponent."""
         dtype = self.blank.dtype
         zero = jnp.where(self.valid, 0, 0).astype(dtype)
 
-        def start_here(n: jax.Array, row: _Extended) -> _Extended:
+        def start_here(n: jax.Array, row: Extended) -> Extended:
             start = (self.start == n) & self.start_node
-            return _Extended(jnp.where(start, 1, row.mantissa), jnp.where(start, 0, row.exponent))
+            return Extended(jnp.where(start, 1, row.mantissa), jnp.where(start, 0, row.exponent))
 
         def step(carry, front):
             row, offset, score = carry
             n, blank, label = front
-            stay = _multiply(row, _exp_extended(blank))
-            move = _shift_row_right(_multiply(row, _exp_extended(label)))
-            after, largest = _normalise(_add(stay, move))
+            stay = extended.multiply(row, extended.exp(blank))
+            move = extended.shift_right(extended.multiply(row, extended.exp(label)))
+            after, largest = extended.normalise(extended.add(stay, move))
             offset = _two_sum(offset, largest.astype(dtype))
             u = _axis_index(after.mantissa.ndim, -1, after.mantissa.shape[-1])
             at_end = jnp.sum(jnp.where(u == self.label_end, after.mantissa, 0), axis=-1)
-            score = jnp.where(self.end[..., 0] == n + 1, _log_extended(at_end, offset), score)
+            score = jnp.where(self.end[..., 0] == n + 1, extended.log(at_end, offset), score)
             return (start_here(n + 1, after), offset, score), row
 
         carry = (start_here(jnp.int32(0), self.dead_row), (zero, zero), zero - jnp.inf)
@@ -291,103 +288,30 @@ class _Fronts:
         score = jnp.where(self.empty, jnp.where(self.unlabelled, 0, -jnp.inf), score)
         return jnp.where(self.valid, score, jnp.nan), alphas
 
-    def posteriors(self, alphas: _Extended) -> tuple[jax.Array, jax.Array]:
+    def posteriors(self, alphas: Extended) -> tuple[jax.Array, jax.Array]:
         """Arc posteriors `(*batch, T, W)`, by beta against the stored alphas."""
 
         def step(beta, front):
             n, blank, label, alpha = front
             u = _axis_index(blank.ndim, -1, blank.shape[-1])
             end = (self.end == n + 1) & (u == self.label_end)
-            beta = _Extended(jnp.where(end, 1, beta.mantissa), jnp.where(end, 0, beta.exponent))
-            stay = _multiply(beta, _exp_extended(blank))
-            move = _multiply(_shift_row_left(beta), _exp_extended(label))
-            through = [_multiply(alpha, stay), _multiply(alpha, move)]
-            top = jnp.maximum(through[0].exponent, through[1].exponent)
-            top = jnp.max(top, axis=-1, keepdims=True)
-            weights = [x.mantissa * _exp2(x.exponent - top, blank.dtype) for x in through]
+            beta = Extended(jnp.where(end, 1, beta.mantissa), jnp.where(end, 0, beta.exponent))
+            stay = extended.multiply(beta, extended.exp(blank))
+            move = extended.multiply(extended.shift_left(beta), extended.exp(label))
+            weights = extended.relative_to_largest(
+                extended.multiply(alpha, stay), extended.multiply(alpha, move)
+            )
             total = jnp.sum(weights[0] + weights[1], axis=-1, keepdims=True)
             total = jnp.where(total > 0, total, 1)
-            return _normalise(_add(stay, move))[0], (weights[0] / total, weights[1] / total)
+            return extended.normalise(extended.add(stay, move))[0], (
+                weights[0] / total,
+                weights[1] / total,
+            )
 
         n = jnp.arange(self.num_fronts, dtype=jnp.int32)
         fronts = (n, self.blank, self.label, alphas)
         _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
         return self._from_fronts(blank), self._from_fronts(label)
-
-
-class _Extended(NamedTuple):
-    """Probabilities `mantissa * 2**exponent`; the exponent is int32, a constant to differentiation.
-
-    Zeros have exponent _DEAD: it is below that of any path that can matter, and sums of three, as
-    posteriors make, do not overflow.
-    """
-
-    mantissa: jax.Array
-    exponent: jax.Array
-
-
-_DEAD = -(2**29)
-
-
-def _exp_extended(x: jax.Array) -> _Extended:
-    """exp(x) for x that is -inf or at least FORBIDDEN_LOG_PROB; NaN for NaN and above +2e7."""
-    bounded = jnp.clip(x, FORBIDDEN_LOG_PROB, -FORBIDDEN_LOG_PROB)
-    quotient = lax.stop_gradient(jnp.round(bounded * 1.4426950408889634))
-    # ln 2 in two parts, the first of 10 bits, whose products with the quotient are exact.
-    remainder = (bounded - quotient * 0.693359375) + quotient * 2.12194440054690583e-4
-    mantissa = jnp.where(x <= -FORBIDDEN_LOG_PROB, jnp.exp(remainder), jnp.nan)
-    dead = x == -jnp.inf
-    exponent = jnp.where(jnp.isnan(quotient), 0, quotient).astype(jnp.int32)
-    return _Extended(jnp.where(dead, 0, mantissa), jnp.where(dead, _DEAD, exponent))
-
-
-def _multiply(x: _Extended, y: _Extended) -> _Extended:
-    return _Extended(x.mantissa * y.mantissa, jnp.maximum(x.exponent + y.exponent, _DEAD))
-
-
-def _add(x: _Extended, y: _Extended) -> _Extended:
-    top = jnp.maximum(x.exponent, y.exponent)
-    dtype = x.mantissa.dtype
-    total = x.mantissa * _exp2(x.exponent - top, dtype) + y.mantissa * _exp2(
-        y.exponent - top, dtype
-    )
-    return _Extended(total, jnp.where(total == 0, _DEAD, top))
-
-
-def _normalise(row: _Extended) -> tuple[_Extended, jax.Array]:
-    """Mantissas in [1, 2), and exponents relative to the largest of the row, which is returned."""
-    _, shift = jnp.frexp(lax.stop_gradient(row.mantissa))
-    live = (row.mantissa > 0) & jnp.isfinite(row.mantissa)
-    shift = jnp.where(live, shift.astype(jnp.int32) - 1, 0)
-    exponent = row.exponent + shift
-    largest = jnp.max(jnp.where(live, exponent, _DEAD), axis=-1, keepdims=True)
-    largest = jnp.where(largest > _DEAD, largest, 0)
-    exponent = jnp.where(live, jnp.maximum(exponent - largest, _DEAD), _DEAD)
-    return _Extended(row.mantissa * _exp2(-shift, row.mantissa.dtype), exponent), largest[..., 0]
-
-
-def _exp2(n: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """2**n for integers, 0 below the normal numbers, built from bits."""
-    info = jnp.finfo(dtype)
-    bias, integer = int(info.maxexp) - 1, jnp.int64 if info.bits == 64 else jnp.int32
-    biased = jnp.clip(n, -bias, bias).astype(integer) + bias
-    return lax.bitcast_convert_type(biased << int(info.nmant), dtype)
-
-
-def _log_extended(mantissa: jax.Array, exponent: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """log(mantissa * 2**exponent) with the exponent an unevaluated sum; -inf for 0."""
-    log_mantissa = jnp.log(jnp.where(mantissa == 0, 1, mantissa))
-    high, low = exponent
-    result = high * 0.6931471805599453 + (low * 0.6931471805599453 + log_mantissa)
-    return jnp.where(mantissa == 0, -jnp.inf, result)
-
-
-def _shift_row_right(row: _Extended) -> _Extended:
-    return _Extended(_shift_right(row.mantissa, 0), _shift_right(row.exponent, _DEAD))
-
-
-def _shift_row_left(row: _Extended) -> _Extended:
-    return _Extended(_shift_left(row.mantissa, 0), _shift_left(row.exponent, _DEAD))
 
 
 def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:

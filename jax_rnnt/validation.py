@@ -1,15 +1,15 @@
 """Every check of arguments.
 
 Shapes, dtypes and options are checked when tracing. Values of labels and lengths are checked when
-they are known, otherwise `utterance_bounds` marks the utterances whose values are bad, and their
-loss becomes NaN.
+they are known; otherwise `bounds.labels_and_bounds` marks the utterances whose values are bad.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from numbers import Integral
 from typing import Any, get_args
 
@@ -19,47 +19,18 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
+from .bounds import Sizes, Utterances, clip_to_int32
 from .types import Array, Implementation, Normalization, Reduction, Topology
-
-INT32_MAX = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes read off the scores' shape."""
-
-    batch: tuple[int, ...]
-    T: int
-    U: int
-    V: int | None = None
-
-
-@dataclass(frozen=True)
-class Utterances:
-    """The integer and boolean arguments that say which part of the padded arrays is meant."""
-
-    labels: Array | None  # (*batch, U)
-    logit_lengths: Array | None  # (*batch,)
-    label_lengths: Array | None
-    logit_begins: Array | None
-    label_begins: Array | None
-    where: Array | None
-
-
-jax.tree_util.register_dataclass(
-    Utterances,
-    data_fields=[
-        "labels", "logit_lengths", "label_lengths", "logit_begins", "label_begins", "where",
-    ],
-    meta_fields=[],
-)  # fmt: skip
 
 
 def as_array(name: str, value: Any) -> Array:
     """`value` as an array, with a clear error where it is none."""
     if isinstance(value, jax.Array | np.ndarray):
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise TypeError(f"{name} is not an array: {error}") from error
     if array.dtype == object:
         raise TypeError(
             f"{name} is a {type(value).__name__}; expected an array. Pass jnp.asarray({name})."
@@ -99,6 +70,8 @@ def sizes_of(name: str, shape: tuple[int, ...], num_core_dims: int) -> Sizes:
 def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str) -> Array | None:
     """Labels, lengths or begins of the expected shape; None stays None."""
     if value is None:
+        if name == "labels":
+            raise TypeError(f"labels is None; expected integers of shape {letters} = {shape}.")
         return None
     array = as_array(name, value)
     if not (jnp.issubdtype(array.dtype, jnp.integer)):
@@ -132,7 +105,9 @@ def utterances_of(
         if tuple(where.shape) != tuple(batch):
             raise ValueError(f"where has shape {tuple(where.shape)}; expected (*batch,) = {batch}.")
     return Utterances(
-        integer_argument("labels", labels, (*batch, sizes.U), "(*batch, U)"),
+        None
+        if sizes.V is None
+        else integer_argument("labels", labels, (*batch, sizes.U), "(*batch, U)"),
         integer_argument("logit_lengths", logit_lengths, batch, "(*batch,)"),
         integer_argument("label_lengths", label_lengths, batch, "(*batch,)"),
         integer_argument("logit_begins", logit_begins, batch, "(*batch,)"),
@@ -156,7 +131,7 @@ def blank_class(blank_id: Any, num_classes: int) -> int:
 def one_of(name: str, value: Any, literal: Any) -> Any:
     """`value`, if it is one of the values of a `Literal` type."""
     choices = get_args(literal)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
     return value
 
@@ -170,7 +145,7 @@ def finite_number(name: str, value: Any, *, minimum: float = -math.inf) -> float
         )
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {value!r}; expected a Python number.")
-    if not (math.isfinite(value) and value >= minimum):
+    if abs(value) > sys.float_info.max or not (math.isfinite(value) and value >= minimum):
         bound = "" if minimum == -math.inf else f" >= {minimum}"
         raise ValueError(f"{name} is {value}; expected a finite number{bound}.")
     return float(value)
@@ -189,8 +164,7 @@ def check_options(topology: Any, final_blank: Any, reduction: Any, implementatio
     one_of("topology", topology, Topology)
     one_of("reduction", reduction, Reduction)
     one_of("implementation", implementation, Implementation)
-    if not isinstance(final_blank, bool | np.bool_):
-        raise TypeError(f"final_blank is {final_blank!r}; expected a bool.")
+    static_bool("final_blank", final_blank)
     if final_blank and topology != "modified":
         raise ValueError(
             f"final_blank is True with topology {topology!r}; it goes with topology='modified' "
@@ -198,74 +172,16 @@ def check_options(topology: Any, final_blank: Any, reduction: Any, implementatio
         )
 
 
+def static_bool(name: str, value: Any) -> bool:
+    """A Python bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}; expected True or False.")
+    return bool(value)
+
+
 def check_normalization(normalization: Any) -> Normalization:
     """Checks how scores become log-probabilities."""
     return one_of("normalization", normalization, Normalization)
-
-
-def utterance_bounds(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> jax.Array:
-    """`(*batch, 4)` int32: frame begin and end, label begin and end of each utterance.
-
-    All are -1 where a length, a begin or a label within the utterance is out of range, and 0 where
-    `utterances.where` is false.
-    """
-    values = [_full_int32(v, sizes.batch) for v in _begins_and_ends(sizes, utterances)]
-    logit_begins, logit_lengths, label_begins, label_lengths = values
-    valid = (logit_begins >= 0) & (logit_begins <= logit_lengths) & (logit_lengths <= sizes.T)
-    valid &= (label_begins >= 0) & (label_begins <= label_lengths) & (label_lengths <= sizes.U)
-    labels = utterances.labels
-    if labels is not None and blank_id is not None and sizes.V is not None:
-        position = jax.lax.broadcasted_iota(
-            jnp.int32, (*[1] * len(sizes.batch), sizes.U), len(sizes.batch)
-        )
-        used = (label_begins[..., None] <= position) & (position < label_lengths[..., None])
-        labels = _clip_to_int32(labels)
-        good = (labels >= 0) & (labels < sizes.V) & (labels != blank_id)
-        valid &= jnp.all(good | ~used, axis=-1)
-    bounds = jnp.where(valid[..., None], jnp.stack(values, axis=-1), -1)
-    if utterances.where is not None:
-        bounds = jnp.where(utterances.where[..., None], bounds, 0)
-    return bounds
-
-
-def int32_labels(labels: Array) -> jax.Array:
-    """Labels as the kernels take them."""
-    return jnp.asarray(_clip_to_int32(labels))
-
-
-def for_tracing(utterances: Utterances) -> Utterances:
-    """With NumPy integers clipped to int32: JAX wraps them around if 64-bit types are off."""
-    return jax.tree.map(
-        lambda x: _clip_to_int32(x) if isinstance(x, np.ndarray) and x.dtype != np.bool_ else x,
-        utterances,
-    )
-
-
-def _begins_and_ends(sizes: Sizes, utterances: Utterances) -> list[Array | int]:
-    defaults = [
-        (utterances.logit_begins, 0),
-        (utterances.logit_lengths, sizes.T),
-        (utterances.label_begins, 0),
-        (utterances.label_lengths, sizes.U),
-    ]
-    return [default if value is None else value for value, default in defaults]
-
-
-def _full_int32(value: Array | int, batch: tuple[int, ...]) -> jax.Array:
-    if isinstance(value, jax.Array | np.ndarray):
-        return jnp.asarray(_clip_to_int32(value))
-    return jnp.full(batch, value, jnp.int32)
-
-
-def _clip_to_int32(array: Any) -> Any:
-    """As int32, out-of-range values at its ends: they stay bad instead of wrapping around."""
-    if array.dtype == jnp.int32:
-        return array
-    info = jnp.iinfo(array.dtype)
-    low, high = max(info.min, -INT32_MAX - 1), min(info.max, INT32_MAX)
-    module = np if isinstance(array, np.ndarray) else jnp
-    bounded = module.clip(array, array.dtype.type(low), array.dtype.type(high))
-    return bounded.astype(jnp.int32)
 
 
 # What is wrong with one value, where, and what was expected: (good, name, values, expectation).
@@ -311,7 +227,7 @@ def _checks(
     ones = [1] * len(sizes.batch)  # shapes that broadcast, whatever the rank promotion
     ignored: Any = np.zeros(ones, np.bool_) if where is None else ~where
     values = {k: v for k, v in given.items() if v is not None and consider(v)}
-    narrow = {name: _clip_to_int32(value) for name, value in values.items()}
+    narrow = {name: clip_to_int32(value) for name, value in values.items()}
 
     for end_name, begin_name, limit, letter in (
         ("logit_lengths", "logit_begins", sizes.T, "T"),
@@ -347,6 +263,8 @@ _LABEL_RANGE = ("label_begins", "label_lengths")
 
 
 def _raise_or_checkify(good: Any, name: str, values: Any, expected: str) -> None:
+    if good.size == 0:
+        return
     if is_known(good):
         if np.all(good):
             return
@@ -360,5 +278,5 @@ def _raise_or_checkify(good: Any, name: str, values: Any, expected: str) -> None
         jnp.all(flat_good),
         f"{name}[{{index}}] is {{value}} (index into the flattened array); expected {braces}.",
         index=first,
-        value=flat_values[first] if flat_values.size else jnp.int32(0),
+        value=flat_values[first],
     )

@@ -1,4 +1,4 @@
-"""Every conditional on JAX's version. Tested from 0.7 to 0.11."""
+"""Every conditional on JAX's version."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ def align_varying_axes(*operands: jax.Array) -> tuple[jax.Array, ...]:
         _as_varying(x, tuple(sorted(union - axes, key=str))) if union - axes else x
         for x, axes in zip(operands, varying, strict=True)
     )
+
+
+def with_batch_sharding_of(reference: jax.Array, num_batch_dims: int, x: jax.Array) -> jax.Array:
+    """`x` with its leading dimensions sharded as those of `reference`, on an explicit mesh.
+
+    Explicit axes refuse to combine a sharded operand with a replicated one. On other meshes, where
+    the compiler decides, `x` is returned as it is.
+    """
+    sharding = getattr(jax.typeof(reference), "sharding", None)
+    if sharding is None or not any(sharding.spec[:num_batch_dims]):
+        return x  # specs of axes that are not explicit are empty
+    batch = sharding.spec[:num_batch_dims]
+    spec = PartitionSpec(*batch, *[None] * (x.ndim - len(batch)))
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
 def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -39,8 +39,7 @@ def _lattice_workspace(blank: Any, topology: Topology, with_posteriors: bool) ->
     if not (isinstance(frames, int) and isinstance(cells, int)):
         raise NotImplementedError(
             f"the native lattice needs T and U to be known when lowering, got (T, U+1) = "
-            f"({frames}, {cells}). Export with symbolic batch dimensions only, or use "
-            "implementation='xla'."
+            f"({frames}, {cells}). Export with symbolic batch dimensions only."
         )
     code = _TOPOLOGY_CODES[topology]
     return [((lattice_workspace_elements(frames, cells, code, with_posteriors),), blank.dtype)]

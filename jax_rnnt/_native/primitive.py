@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir, xla
+from jax.interpreters import ad, batching, mlir, xla
 
 from . import jax_versions
 from ._cpu import registrations
@@ -36,10 +36,12 @@ def native_primitive(
     Args:
       target: FFI target name; operands, then outputs, then workspaces are its buffers. All of them
         have the same leading batch dimensions.
-      core_ndim: dimensions of the first operand that are not batch dimensions. outputs: `(*core
-      avals, **params)` to the core types of the outputs. fallback: the same function of arrays in
-      JAX. attributes: `**params` to FFI attributes. workspace: `(*core avals, **params)` to core
-      types of scratch outputs, which the primitive hides.
+      core_ndim: dimensions of the first operand that are not batch dimensions.
+      outputs: `(*core avals, **params)` to the core types of the outputs.
+      fallback: the same function of arrays in JAX.
+      attributes: `**params` to FFI attributes.
+      workspace: `(*core avals, **params)` to core types of scratch outputs, which the primitive
+        hides.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.
@@ -104,7 +106,14 @@ def native_primitive(
         results = primitive.bind(*jax_versions.align_varying_axes(*args), **params)
         return results, [0] * len(results)
 
+    def jvp(primals, tangents, **params):
+        raise NotImplementedError(
+            f"{target} cannot be differentiated by itself: native losses have first derivatives in "
+            "reverse mode only. Use implementation='xla' for higher ones."
+        )
+
     batching.primitive_batchers[primitive] = batch
+    ad.primitive_jvps[primitive] = jvp
     return primitive
 
 

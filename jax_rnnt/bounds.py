@@ -1,0 +1,111 @@
+"""Which part of the padded arrays each utterance is, as the kernels take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._native.jax_versions import with_batch_sharding_of
+from .types import Array
+
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes read off the scores' shape; V is None for arcs."""
+
+    batch: tuple[int, ...]
+    T: int
+    U: int
+    V: int | None = None
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """The integer and boolean arguments that describe the utterances; None where left out."""
+
+    labels: Array | None  # (*batch, U)
+    logit_lengths: Array | None  # (*batch,)
+    label_lengths: Array | None
+    logit_begins: Array | None
+    label_begins: Array | None
+    where: Array | None
+
+
+jax.tree_util.register_dataclass(
+    Utterances,
+    data_fields=[
+        "labels", "logit_lengths", "label_lengths", "logit_begins", "label_begins", "where",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+
+
+def clip_to_int32(array: Any) -> Any:
+    """As int32, out-of-range values at its ends: they stay bad instead of wrapping around."""
+    if array.dtype == jnp.int32:
+        return array
+    info = jnp.iinfo(array.dtype)
+    low, high = max(info.min, -_INT32_MAX - 1), min(info.max, _INT32_MAX)
+    module = np if isinstance(array, np.ndarray) else jnp
+    bounded = module.clip(array, array.dtype.type(low), array.dtype.type(high))
+    return bounded.astype(jnp.int32)
+
+
+def for_tracing(utterances: Utterances) -> Utterances:
+    """With NumPy integers clipped to int32: JAX wraps them around if 64-bit types are off."""
+    return jax.tree.map(
+        lambda x: clip_to_int32(x) if isinstance(x, np.ndarray) and x.dtype != np.bool_ else x,
+        utterances,
+    )
+
+
+def labels_and_bounds(
+    scores: jax.Array, sizes: Sizes, utterances: Utterances, blank_id: int | None
+) -> tuple[jax.Array | None, jax.Array]:
+    """The kernels' integer operands, sharded as the scores are.
+
+    Args:
+      scores: logits or arcs with batch dimensions `sizes.batch`.
+      blank_id: in [0, V), or None where there are no labels.
+
+    Returns:
+      Labels `(*batch, U)` int32, and bounds `(*batch, 4)` int32: frame begin and end, label begin
+      and end of each utterance. Bounds are -1 where a length, a begin or a label within the
+      utterance is out of range, and 0 where `utterances.where` is false.
+    """
+
+    def placed(x: Array) -> jax.Array:
+        return with_batch_sharding_of(scores, len(sizes.batch), jnp.asarray(x))
+
+    def int32(value: Array | None, default: int) -> jax.Array:
+        if value is None:
+            return placed(jnp.full(sizes.batch, default, jnp.int32))
+        return placed(clip_to_int32(value))
+
+    logit_begins = int32(utterances.logit_begins, 0)
+    logit_lengths = int32(utterances.logit_lengths, sizes.T)
+    label_begins = int32(utterances.label_begins, 0)
+    label_lengths = int32(utterances.label_lengths, sizes.U)
+    valid = (logit_begins >= 0) & (logit_begins <= logit_lengths) & (logit_lengths <= sizes.T)
+    valid &= (label_begins >= 0) & (label_begins <= label_lengths) & (label_lengths <= sizes.U)
+
+    labels = None
+    if utterances.labels is not None and sizes.V is not None:
+        labels = placed(clip_to_int32(utterances.labels))
+        shape = (*[1] * len(sizes.batch), sizes.U)
+        position = jax.lax.broadcasted_iota(jnp.int32, shape, len(sizes.batch))
+        used = (label_begins[..., None] <= position) & (position < label_lengths[..., None])
+        good = (labels >= 0) & (labels < sizes.V) & (labels != blank_id)
+        valid &= jnp.all(good | ~used, axis=-1)
+
+    values = [logit_begins, logit_lengths, label_begins, label_lengths]
+    bounds = jnp.where(valid[..., None], jnp.stack(values, axis=-1), -1)
+    if utterances.where is not None:
+        bounds = jnp.where(placed(utterances.where)[..., None], bounds, 0)
+    return labels, bounds

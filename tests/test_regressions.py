@@ -1,0 +1,133 @@
+"""Single cases that were wrong once, each against a value worked out by hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+from jax.sharding import PartitionSpec as P
+
+from jax_rnnt import check_inputs, rnnt_loss, rnnt_loss_from_arcs
+
+PADDING = [0, 1, 2, -1, 3, 2**31 - 1, -(2**31)]
+
+
+@pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
+@pytest.mark.parametrize("padding", PADDING)
+def test_padding_of_labels_is_no_label(
+    implementation: str, normalization: str, padding: int
+) -> None:
+    """A last cell's "label" is padding: also if it is blank, the gradient there is blank's."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(1, 2, 3, 3)))
+
+    def gradient(labels: list[int]) -> jax.Array:
+        return jax.grad(
+            lambda x: rnnt_loss(
+                x,
+                jnp.array([labels], jnp.int32),
+                None,
+                jnp.array([1]),
+                normalization=normalization,  # type: ignore[arg-type]
+                reduction="sum",
+                implementation=implementation,  # type: ignore[arg-type]
+            )
+        )(logits)
+
+    np.testing.assert_array_equal(gradient([2, padding]), gradient([2, 1]))
+    if normalization == "none":  # both paths end with blank in the last frame
+        assert gradient([2, padding])[0, 1, 1, 0] == -1
+
+
+@pytest.mark.parametrize(
+    ("frames", "penalty", "loss"), [(300, 1e6, 3e8), (600, 1e6, np.inf), (1500, 5e5, np.inf)]
+)
+def test_exponent_range(implementation: str, frames: int, penalty: float, loss: float) -> None:
+    """A dead end far likelier than the only path: exact within the range, beyond it no path.
+
+    The label must be emitted in frame 0, and each blank after it costs `penalty`.
+    """
+    blank = np.zeros((1, frames, 2), np.float32)
+    blank[..., 1] = -penalty
+    label = np.full((1, frames, 2), -np.inf, np.float32)
+    label[0, 0, 0] = -1
+    found, posteriors = rnnt_loss_from_arcs(
+        blank, label, return_posteriors=True, implementation=implementation
+    )
+    np.testing.assert_allclose(found[0], loss, rtol=1e-6)
+    wanted = frames if np.isfinite(loss) else 0
+    np.testing.assert_allclose(posteriors.blank.sum(), wanted, rtol=1e-6)
+
+
+def test_unknown_cpu_target_is_an_import_error() -> None:
+    """A mistyped environment variable raises on import; it does not end the process in a call."""
+    environment = {**os.environ, "JAX_RNNT_CPU_TARGET": "sse9", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax_rnnt"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "CPU target 'sse9' is not available; use one of:" in result.stderr
+
+
+@pytest.mark.parametrize("replicated", [(), ("labels",), ("lengths",), ("labels", "lengths")])
+def test_explicit_mesh_with_missing_and_replicated(
+    implementation: str, devices: list[jax.Device], replicated: tuple[str, ...]
+) -> None:
+    """On explicit axes, lengths may be left out, and labels and lengths be replicated."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 3, 5)))
+    labels, lengths = jnp.ones((8, 2), jnp.int32), jnp.full(8, 3, jnp.int32)
+
+    def gradient(logits: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
+        return jax.grad(
+            lambda x: rnnt_loss(x, labels, lengths, implementation=implementation).sum()
+        )(logits)
+
+    wanted = gradient(logits, labels, lengths)
+    with jax.set_mesh(mesh) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(mesh):
+        operands = [
+            jax.device_put(x, jax.NamedSharding(mesh, P() if name in replicated else P("data")))
+            for name, x in (("logits", logits), ("labels", labels), ("lengths", lengths))
+        ]
+        found = jax.jit(gradient)(*operands)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_checkify_of_nothing(shape: tuple[int, int]) -> None:
+    """No utterances or no labels: nothing to complain about."""
+    B, U = shape
+
+    @jax.jit
+    @checkify.checkify
+    def checked(labels: jax.Array, lengths: jax.Array) -> None:
+        check_inputs(jnp.zeros((B, 4, U + 1, 5)), labels, lengths)
+
+    error, _ = checked(jnp.zeros(shape, jnp.int32), jnp.zeros(B, jnp.int32))
+    assert error.get() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"labels": None}, TypeError, "labels is None"),
+        ({"labels": [[1], [1, 2]]}, TypeError, "labels is not an array"),
+        ({"clamp": 10**400}, ValueError, "clamp is 1"),
+        ({"topology": np.array(["regular", "modified"])}, ValueError, "topology"),
+        ({"check": np.array([True, False])}, TypeError, "check"),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_hostile_arguments(arguments: dict, error: type[Exception], message: str) -> None:
+    """Each names the argument, whatever was passed for it."""
+    arguments = {"labels": np.ones((2, 2), np.int32), **arguments}
+    with pytest.raises(error, match=message):
+        rnnt_loss(np.zeros((2, 4, 3, 5), np.float32), **arguments)
+    if "labels" in message:
+        with pytest.raises(error, match=message):
+            check_inputs(np.zeros((2, 4, 3, 5), np.float32), arguments["labels"])
