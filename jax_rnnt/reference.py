@@ -237,8 +237,7 @@ class _Fronts:
         self.label = self._arcs(label, here & on_a_path(n + 1, u + 1))
 
     def _arcs(self, plane: jax.Array, alive: jax.Array) -> jax.Array:
-        arcs = self._to_fronts(plane)
-        return jnp.where(alive & ~(arcs < extended.FORBIDDEN_LOG_PROB), arcs, -jnp.inf)
+        return jnp.where(alive, self._to_fronts(plane), -jnp.inf)
 
     def _to_fronts(self, plane: jax.Array) -> jax.Array:
         """`(*batch, T, W)` to `(n, *batch, W)`."""
