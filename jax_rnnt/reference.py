@@ -263,7 +263,7 @@ class _Fronts:
     def forward(self) -> tuple[jax.Array, Extended]:
         """The log-likelihood, and alpha of each front relative to its largest exponent."""
         dtype = self.blank.dtype
-        zero = jnp.where(self.valid, 0, 0).astype(dtype)
+        zero = self.dead_row.mantissa[..., 0]
 
         def start_here(n: jax.Array, row: Extended) -> Extended:
             start = (self.start == n) & self.start_node
