@@ -10,18 +10,13 @@ namespace nb = nanobind;
 
 namespace {
 
-nb::capsule handler(XLA_FFI_Handler* function) {
-  return nb::capsule(reinterpret_cast<void*>(function));
-}
-
 nb::dict registrations() {
   jax_rnnt::active_kernels();  // A bad JAX_RNNT_CPU_TARGET is an exception here, not in a call.
-  nb::dict handlers;
-  handlers["jax_rnnt_arcs_fwd"] = handler(jax_rnnt_arcs_fwd_cpu);
-  handlers["jax_rnnt_arcs_bwd"] = handler(jax_rnnt_arcs_bwd_cpu);
-  handlers["jax_rnnt_lattice"] = handler(jax_rnnt_lattice_cpu);
-  handlers["jax_rnnt_lattice_score"] = handler(jax_rnnt_lattice_score_cpu);
-  return handlers;
+  nb::dict capsules;
+  for (const auto& [target, handler] : jax_rnnt::handlers()) {
+    capsules[target] = nb::capsule(reinterpret_cast<void*>(handler));
+  }
+  return capsules;
 }
 
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, int64_t topology,
