@@ -101,16 +101,17 @@ JAX_RNNT_INLINE Vec<T> log_ratio(Vec<T> x, Vec<T> max, Vec<T> log_sum) {
   return x == minus_inf ? (log_sum != log_sum ? log_sum : minus_inf) : (x - max) - log_sum;
 }
 
-// The cells [u_begin, u_end] of one frame that an utterance visits, relative to the frame's row.
+// The cells of one frame that an utterance visits, relative to the frame's row.
 struct CellRange {
   int64_t begin, end;  // end is exclusive; empty when the frame is outside the bounds
 };
 
-JAX_RNNT_INLINE CellRange cells_of_frame(const Bounds& bounds, int64_t t, int64_t frames,
-                                         int64_t cells) {
-  const bool inside =
-      bounds.valid(frames, cells - 1) && bounds.frame_begin <= t && t < bounds.frame_end;
-  return inside ? CellRange{bounds.label_begin, int64_t(bounds.label_end) + 1} : CellRange{0, 0};
+JAX_RNNT_INLINE CellRange cells_of_frame(const ArcsForward& p, const Bounds& bounds, int64_t t) {
+  const bool inside = bounds.valid(p.frames, p.labels_per_utterance) && bounds.frame_begin <= t &&
+                      t < bounds.frame_end;
+  if (!inside) return {0, 0};
+  const int64_t end = int64_t(bounds.label_end) + 1;
+  return {bounds.label_begin, end < p.cells ? end : p.cells};
 }
 
 template <class In>
@@ -120,10 +121,10 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   constexpr int kRows = 64;  // rows whose logarithms are taken together
   const int64_t b = item / p.frames, V = p.classes;
   const Bounds& bounds = p.bounds[b];
-  const CellRange range = cells_of_frame(bounds, item % p.frames, p.frames, p.cells);
+  const CellRange range = cells_of_frame(p, bounds, item % p.frames);
   const In* logits = static_cast<const In*>(p.logits) + item * p.cells * V;
   const RowReader<In> read{static_cast<const In*>(p.logits) + p.batch * p.frames * p.cells * V};
-  const int32_t* labels = p.labels + b * (p.cells - 1);
+  const int32_t* labels = p.labels + b * p.labels_per_utterance;
   T* blank_out = static_cast<T*>(p.blank) + item * p.cells;
   T* label_out = static_cast<T*>(p.label) + item * p.cells;
   T* denominator_out = static_cast<T*>(p.denominators) + item * p.cells;
@@ -180,8 +181,8 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
     __builtin_memcpy(blank_out + u0, blank, rows * sizeof(T));
     __builtin_memcpy(label_out + u0, label, rows * sizeof(T));
     __builtin_memcpy(denominator_out + u0, max, rows * sizeof(T));
-    // The label arc of the last cell is ignored, whatever a NaN in its row made of it.
-    if (u0 + rows == range.end) label_out[range.end - 1] = minus_inf;
+    // A last cell without label arc: whatever a NaN in its row made of it.
+    if (u0 + rows > bounds.label_end) label_out[bounds.label_end] = minus_inf;
   }
 }
 
@@ -255,7 +256,7 @@ template <class In>
 void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
   using T = Accumulator<In>;
   const int64_t b = item / p.frames, V = p.classes;
-  const int32_t* labels = p.labels + b * (p.cells - 1);
+  const int32_t* labels = p.labels + b * p.labels_per_utterance;
   const T* blank = static_cast<const T*>(p.blank_weights) + item * p.cells;
   const T* label = static_cast<const T*>(p.label_weights) + item * p.cells;
   const T* denominators = static_cast<const T*>(p.denominators) + item * p.cells;
@@ -273,7 +274,7 @@ void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
                           p.clamp > 0 ? T(p.clamp) : T(__builtin_inf())};
     const In* x = logits + u * V;
     // Without weight there is no label here, but padding, which may well equal blank.
-    const int64_t label_id = label[u] != 0 && u + 1 < p.cells ? labels[u] : -1;
+    const int64_t label_id = label[u] != 0 && u < p.labels_per_utterance ? labels[u] : -1;
     switch (p.normalization) {
       case Normalization::kSoftmax:
         gradient_row<false>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);

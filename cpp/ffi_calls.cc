@@ -8,7 +8,7 @@ namespace {
 // Sizes shared by the arcs calls, read off the logits' shape and checked against the other
 // operands.
 struct ArcsSizes {
-  int64_t batch, frames, cells, classes;
+  int64_t batch, frames, cells, labels_per_utterance, classes;
   DType dtype;
 
   ffi::Error decode(const ffi::AnyBuffer& logits, const Int32Buffer& labels, int64_t blank_id) {
@@ -26,8 +26,10 @@ struct ArcsSizes {
           "jax_rnnt: blank_id " + std::to_string(blank_id) +
           " is not a class of logits with V = " + std::to_string(classes));
     }
-    if (elements(labels.dimensions()) != batch * (cells - 1)) {
-      return shape_error("labels", labels.dimensions(), "(*batch, U), as many as logits has cells");
+    const int64_t labels_given = elements(labels.dimensions());
+    labels_per_utterance = labels_given == batch * cells ? cells : cells - 1;
+    if (labels_given != batch * labels_per_utterance) {
+      return shape_error("labels", labels.dimensions(), "(*batch, U) or (*batch, U+1)");
     }
     return ffi::Error::Success();
   }
@@ -102,6 +104,7 @@ ffi::Error decode(ArcsForward& params, DType& dtype, ffi::AnyBuffer logits, Int3
       .batch = s.batch,
       .frames = s.frames,
       .cells = s.cells,
+      .labels_per_utterance = s.labels_per_utterance,
       .classes = s.classes,
       .blank_id = blank_id,
       .normalization = Normalization(normalization),
@@ -142,6 +145,7 @@ ffi::Error decode(ArcsBackward& params, DType& dtype, ffi::AnyBuffer logits, Int
       .batch = s.batch,
       .frames = s.frames,
       .cells = s.cells,
+      .labels_per_utterance = s.labels_per_utterance,
       .classes = s.classes,
       .blank_id = blank_id,
       .normalization = Normalization(normalization),

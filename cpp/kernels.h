@@ -41,22 +41,25 @@ struct Bounds {
 };
 
 // Scores to arcs, for one batch. "Planes" are (batch, T, W), float, or double for double logits.
+//
+// An utterance has L labels: L = W - 1 where the last cell of a frame has no label arc, or L = W
+// where all have one: the cells are then a band, which ends before the labels do.
 struct ArcsForward {
-  int64_t batch, frames, cells, classes;
+  int64_t batch, frames, cells, labels_per_utterance, classes;
   int64_t blank_id;
   Normalization normalization;
   const void* logits;     // (batch, T, W, V)
-  const int32_t* labels;  // (batch, U)
+  const int32_t* labels;  // (batch, L)
   const Bounds* bounds;   // (batch,)
   void* blank;            // plane, log p(blank); -inf outside the bounds
-  void* label;            // plane, log p(label u); -inf outside the bounds and in the last column
-  void* denominators;     // plane, log of the sum over the classes that the softmax runs over
+  void* label;         // plane, log p(label u); -inf outside the bounds and in cells >= label_end
+  void* denominators;  // plane, log of the sum over the classes that the softmax runs over
 };
 
 // Arc weights to the gradient of the scores. A cell whose two weights are 0 gets an exact 0, and
 // its row of logits is not read.
 struct ArcsBackward {
-  int64_t batch, frames, cells, classes;
+  int64_t batch, frames, cells, labels_per_utterance, classes;
   int64_t blank_id;
   Normalization normalization;
   double clamp;  // bound on each element before the cotangent is applied; <= 0 is off
