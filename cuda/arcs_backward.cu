@@ -30,7 +30,8 @@ struct RowGradient {
 };
 
 template <class In, int kGroup>
-__global__ void __launch_bounds__(kRowThreads) arcs_backward_kernel(const ArcsBackward p) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
+    arcs_backward_kernel(const ArcsBackward p) {
   using T = Accumulator<In>;
   const int64_t rows = p.batch * p.frames * p.cells;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
@@ -52,8 +53,9 @@ __global__ void __launch_bounds__(kRowThreads) arcs_backward_kernel(const ArcsBa
   row_gradient.at_label = -label;
   row_gradient.blank_id = int(p.blank_id);
   // Without weight there is no label here, but padding, which may well equal blank.
-  row_gradient.label_id =
-      label != 0 && cell.u + 1 < p.cells ? p.labels[cell.batch * (p.cells - 1) + cell.u] : -1;
+  row_gradient.label_id = label != 0 && cell.u < p.labels_per_utterance
+                              ? p.labels[cell.batch * p.labels_per_utterance + cell.u]
+                              : -1;
   row_gradient.blank_in_softmax = !hat;
   row_gradient.clamp = p.clamp > 0 ? T(p.clamp) : Constants<T>::kInfinity;
   row_gradient.cotangent = static_cast<const T*>(p.cotangents)[cell.batch];

@@ -75,7 +75,8 @@ __device__ __forceinline__ T log_ratio(T x, T max, T log_sum) {
 }
 
 template <class In, int kGroup>
-__global__ void __launch_bounds__(kRowThreads) arcs_forward_kernel(const ArcsForward p) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
+    arcs_forward_kernel(const ArcsForward p) {
   using T = Accumulator<In>;
   const int64_t rows = p.batch * p.frames * p.cells;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kRowThreads) arcs_forward_kernel(const ArcsFor
   const bool exists = index < rows;
   const Cell cell = locate(exists ? index : 0, rows, p.frames, p.cells);
   const Bounds bounds = p.bounds[cell.batch];
-  const bool visited = exists && bounds.valid(p.frames, p.cells - 1) &&
+  const bool visited = exists && bounds.valid(p.frames, p.labels_per_utterance) &&
                        bounds.frame_begin <= cell.t && cell.t < bounds.frame_end &&
                        bounds.label_begin <= cell.u && cell.u <= bounds.label_end;
   const bool has_label = visited && cell.u < bounds.label_end;
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kRowThreads) arcs_forward_kernel(const ArcsFor
     const In* x = logits + index * p.classes;
     blank = widen(x[p.blank_id]);
     if (has_label) {
-      const int64_t k = p.labels[cell.batch * (p.cells - 1) + cell.u];
+      const int64_t k = p.labels[cell.batch * p.labels_per_utterance + cell.u];
       if (0 <= k && k < p.classes) label = widen(x[k]);
     }
   }

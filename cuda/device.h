@@ -7,9 +7,6 @@
 
 #include <cstdint>
 
-#ifndef __CUDACC__
-#include "emulation.h"  // the tests' stand-in for a GPU
-#endif
 
 namespace jax_rnnt::cuda {
 

@@ -11,6 +11,9 @@
 namespace jax_rnnt::cuda {
 
 inline constexpr int kRowThreads = 256;
+// On a multiprocessor: with 16 bytes a vector, enough loads in flight to cover memory's latency.
+template <class In>
+inline constexpr int kRowBlocks = sizeof(In) == 8 ? 2 : 4;
 inline constexpr int kVectorsInFlight = 4;  // of a lane, loaded before any is used
 inline constexpr int kVectorBytes = 16;
 
