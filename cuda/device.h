@@ -7,7 +7,6 @@
 
 #include <cstdint>
 
-
 namespace jax_rnnt::cuda {
 
 inline constexpr int kWarp = 32;

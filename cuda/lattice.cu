@@ -8,7 +8,9 @@
 namespace jax_rnnt::cuda {
 namespace {
 
-inline constexpr int kMostThreads = 1024;
+// Tiles in the workspace are rare and slow in any case; generic addresses take more registers.
+template <bool kShared>
+inline constexpr int kMostThreads = kShared ? 1024 : 512;
 
 // Zeros where no tile is drained: outside of the bounds, or everywhere. The two blocks of an
 // utterance take every other frame.
@@ -29,7 +31,7 @@ __device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bo
 }
 
 template <class T, Pass kPass, bool kShared>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads<kShared>)
     sweep_kernel(const Lattice p, const SweepLayout layout, const WorkspaceLayout workspace) {
   const int64_t b = blockIdx.x / 2;
   const bool forward = blockIdx.x % 2 == 0;
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(kMostThreads)
 
 // Where only the log-likelihood is wanted, it is the sum over the nodes on which the sweeps met.
 template <class T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads<true>)
     score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
   const int64_t b = blockIdx.x;
   const Trellis<T> trellis = trellis_of<T>(p, b);
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(kMostThreads)
   if (trellis.has_paths()) {
     const Store<T> store = store_of<T>(p, workspace, b);
     const int middle = middle_tile(trellis.fronts, tile_fronts);
-    const Extended<T> sum = sum_of_front(store.alpha(0), store.beta(0), trellis.labels);
+    const Extended<T> sum = sum_of_front(store.alpha(0), store.beta(0), trellis.slots);
     log_likelihood =
         log_likelihood_of(sum, store.alpha_offsets[middle] + store.beta_offsets[middle]);
   }
@@ -92,7 +94,7 @@ cudaError_t launch_sweeps(const Lattice& p, const SweepLayout& layout, cudaStrea
   const bool with_posteriors = p.blank_posteriors != nullptr;
   const WorkspaceLayout workspace = workspace_layout(
       p.frames, p.cells, p.topology == Topology::kRegular, with_posteriors, sizeof(T));
-  const int threads = int(std::min<int64_t>(round_up(p.cells, kWarp), kMostThreads));
+  const int threads = int(std::min<int64_t>(round_up(p.cells, kWarp), kMostThreads<kShared>));
   const Grid sweeps{2 * p.batch, threads, kShared ? layout.total * int64_t(sizeof(T)) : 0};
   if (!with_posteriors) {
     const cudaError_t status =

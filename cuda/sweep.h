@@ -70,14 +70,14 @@ __device__ __forceinline__ Exponent<T> largest_exponent(Exponent<T> of_thread) {
 
 // Mantissas to [1, 2), exponents relative to the largest of the row, which is returned.
 template <class T>
-__device__ __forceinline__ Exponent<T> renormalise(Extended<T>* row, int labels) {
+__device__ __forceinline__ Exponent<T> renormalise(Extended<T>* row, int slots) {
   Exponent<T> top = kNoExponent<T>;
-  for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) {
+  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
     row[u] = normalised(row[u]);
     if (row[u].mantissa != T(0)) top = larger(top, row[u].exponent);
   }
   top = largest_exponent<T>(top);
-  for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) {
+  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
     row[u] = relative_to(row[u], top);
   }
   __syncthreads();
@@ -87,15 +87,15 @@ __device__ __forceinline__ Exponent<T> renormalise(Extended<T>* row, int labels)
 // The sum of alpha * beta over the nodes of a front, both renormalised.
 template <class T>
 __device__ __forceinline__ Extended<T> sum_of_front(const Extended<T>* x, const Extended<T>* y,
-                                                    int labels) {
+                                                    int slots) {
   Exponent<T> top = kNoExponent<T>;
-  for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) {
+  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
     const Extended<T> product = multiply(x[u], y[u]);
     if (product.mantissa != T(0)) top = larger(top, product.exponent);
   }
   top = largest_exponent<T>(top);
   T sum = 0;
-  for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) {
+  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
     const Extended<T> product = multiply(x[u], y[u]);
     // The exponent of a zero may lie above the largest of the others.
     sum += product.mantissa * exp2_int<T>(smaller(product.exponent - top, Exponent<T>(0)));
@@ -133,21 +133,22 @@ struct Normaliser {
 };
 
 // One step: the nodes of the next front (`to`) from those of this one.
-template <bool kForward, Pass kPass, class T>
-__device__ __forceinline__ void step(const Trellis<T>& trellis, int n, const Tile<T>& tile, int k,
-                                     const Extended<T>* from, Extended<T>* to, Extended<T>* stored,
-                                     const Normaliser<T>& normaliser) {
+template <bool kForward, Pass kPass, class T, bool kWound>
+__device__ __forceinline__ void step(const Trellis<T, kWound>& trellis, int n, const Tile<T>& tile,
+                                     int k, const Extended<T>* from, Extended<T>* to,
+                                     Extended<T>* stored, const Normaliser<T>& normaliser) {
   T* blank = tile.blank + k * tile.stride;
   T* label = tile.label + k * tile.stride;
   const Extended<T>* partner = tile.partner + k * tile.stride;
-  for (int u = int(threadIdx.x); u <= trellis.labels; u += int(blockDim.x)) {
-    // Forward, node u is reached by the label arc that leaves u - 1; backward, it leaves u itself.
-    const int label_u = kForward ? u - 1 : u;
+  for (int u = int(threadIdx.x); u < trellis.slots; u += int(blockDim.x)) {
+    // Forward, node u is reached by the label arc of the slot before; backward, by its own.
+    const int label_u = kForward ? trellis.slot_before(u) : u;
+    const bool has_label = !kForward || label_u >= 0;
     Extended<T> stay = dead<T>(), move = dead<T>();
     if (trellis.blank_lives(n, u)) stay = multiply(from[u], exp_extended(blank[u]));
-    if (label_u >= 0 && trellis.label_lives(n, label_u)) {
+    if (has_label && trellis.label_lives(n, label_u)) {
       const T log_prob = label[label_u] + trellis.delay(trellis.frame_of(n, label_u));
-      move = multiply(from[kForward ? u - 1 : u + 1], exp_extended(log_prob));
+      move = multiply(from[kForward ? label_u : trellis.slot_after(u)], exp_extended(log_prob));
     }
     const Extended<T> sum = add(stay, move);
     to[u] = sum;
@@ -156,15 +157,15 @@ __device__ __forceinline__ void step(const Trellis<T>& trellis, int n, const Til
     }
     if constexpr (kPass == Pass::kFromMiddle) {
       blank[u] = normaliser.posterior(partner[u], stay);
-      if (label_u >= 0) label[label_u] = normaliser.posterior(partner[u], move);
-      if (kForward && u == trellis.labels) label[u] = T(0);
+      if (has_label) label[label_u] = normaliser.posterior(partner[u], move);
+      if (kForward && !kWound && u == trellis.labels) label[u] = T(0);
     }
   }
 }
 
 template <class T>
-__device__ __forceinline__ void copy_row(Extended<T>* to, const Extended<T>* from, int labels) {
-  for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) to[u] = from[u];
+__device__ __forceinline__ void copy_row(Extended<T>* to, const Extended<T>* from, int slots) {
+  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) to[u] = from[u];
 }
 
 // Where the sweeps meet, a multiple of a tile's fronts; in tiles.
@@ -173,10 +174,10 @@ __device__ __forceinline__ int middle_tile(int fronts, int tile_fronts) {
 }
 
 // Returns false, having done nothing, where the loss turns out not to be finite.
-template <bool kForward, Pass kPass, bool kShared, class T>
-__device__ __forceinline__ bool sweep(const Trellis<T>& trellis, const SweepLayout& layout,
+template <bool kForward, Pass kPass, bool kShared, class T, bool kWound>
+__device__ __forceinline__ bool sweep(const Trellis<T, kWound>& trellis, const SweepLayout& layout,
                                       const Store<T>& store, T* memory, T* log_likelihood) {
-  const int capacity = layout.fronts, fronts = trellis.fronts, labels = trellis.labels;
+  const int capacity = layout.fronts, fronts = trellis.fronts, slots = trellis.slots;
   const int tiles = (fronts + capacity - 1) / capacity, middle = middle_tile(fronts, capacity);
   const bool towards = kPass != Pass::kFromMiddle;
   const int first_tile = towards == kForward ? 0 : middle;
@@ -193,7 +194,7 @@ __device__ __forceinline__ bool sweep(const Trellis<T>& trellis, const SweepLayo
     if constexpr (kPass == Pass::kFromMiddle) {
       for (int k = 0; k < count; ++k) {
         const Extended<T>* row = kForward ? store.beta(n0 + k + 1) : store.alpha(n0 + k);
-        for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) {
+        for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
           start_copy<kShared>(tile.partner + k * tile.stride + u, row + u);
         }
       }
@@ -211,19 +212,20 @@ __device__ __forceinline__ bool sweep(const Trellis<T>& trellis, const SweepLayo
   int64_t offset = 0;
   Extended<T> sum{};
   if (threadIdx.x == 0) {
-    for (Extended<T>* row : {from, to}) row[-1] = row[labels + 1] = dead<T>();
+    for (Extended<T>* row : {from, to}) row[-1] = row[slots] = dead<T>();
   }
   if constexpr (towards) {
-    const int n = kForward ? 0 : fronts, single = kForward ? 0 : labels;
-    for (int u = int(threadIdx.x); u <= labels; u += int(blockDim.x)) {
+    const int n = kForward ? 0 : fronts;
+    const int single = kForward ? trellis.first_node : trellis.last_node;
+    for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
       from[u] = u == single ? Extended<T>{T(1), 0} : dead<T>();
     }
-    copy_row(kForward ? store.alpha(n) : store.beta(n), from, labels);
+    copy_row(kForward ? store.alpha(n) : store.beta(n), from, slots);
     if (threadIdx.x == 0) offsets[kForward ? 0 : tiles] = 0;
   } else {
     const int n = middle * capacity;
-    copy_row(from, kForward ? store.alpha(n) : store.beta(n), labels);
-    sum = sum_of_front(from, kForward ? store.beta(n) : store.alpha(n), labels);
+    copy_row(from, kForward ? store.alpha(n) : store.beta(n), slots);
+    sum = sum_of_front(from, kForward ? store.beta(n) : store.alpha(n), slots);
     const T log_likelihood_here =
         log_likelihood_of(sum, store.alpha_offsets[middle] + store.beta_offsets[middle]);
     if (kForward && threadIdx.x == 0) *log_likelihood = log_likelihood_here;
@@ -259,16 +261,16 @@ __device__ __forceinline__ bool sweep(const Trellis<T>& trellis, const SweepLayo
       from = to;
       to = swap;
     }
-    offset += renormalise(from, labels);
+    offset += renormalise(from, slots);
     if constexpr (towards) {
       const int next = kForward ? n0 + count : n0;
       const bool is_last = i + 1 == count_tiles;
       if (kPass == Pass::kTowardsMiddle || is_last) {
-        copy_row(kForward ? store.alpha(next) : store.beta(next), from, labels);
+        copy_row(kForward ? store.alpha(next) : store.beta(next), from, slots);
       }
       if (threadIdx.x == 0) offsets[kForward ? index + 1 : index] = offset;
     } else {
-      sum = sum_of_front(from, last_partner(tile, count), labels);
+      sum = sum_of_front(from, last_partner(tile, count), slots);
       drain_tile(trellis, n0, count, capacity, tile);
       __syncthreads();  // before the next tile but one is copied here
     }

@@ -27,8 +27,8 @@ __device__ __forceinline__ Tile<T> tile_at(T* memory, const SweepLayout& layout,
 // Calls body(k, t, u) for every cell (t, u) of the fronts n0 + k, 0 <= k < count, spread over the
 // block such that neighbouring threads have neighbouring cells of a frame. `capacity`, a power of
 // two, is no less than count.
-template <class T, class Body>
-__device__ __forceinline__ void for_each_cell(const Trellis<T>& trellis, int n0, int count,
+template <class T, bool kWound, class Body>
+__device__ __forceinline__ void for_each_cell(const Trellis<T, kWound>& trellis, int n0, int count,
                                               int capacity, Body body) {
   if (trellis.regular) {
     const int pieces = (trellis.labels + capacity) * capacity;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void for_each_cell(const Trellis<T>& trellis, int n0,
     }
   } else {
     for (int k = 0; k < count; ++k) {
-      for (int u = int(threadIdx.x); u <= trellis.labels; u += int(blockDim.x)) body(k, n0 + k, u);
+      for (int u = int(threadIdx.x); u < trellis.slots; u += int(blockDim.x)) body(k, n0 + k, u);
     }
   }
 }
@@ -55,8 +55,8 @@ __device__ __forceinline__ void start_copy(Number* to, const Number* from) {
   }
 }
 
-template <bool kShared, class T>
-__device__ __forceinline__ void start_tile(const Trellis<T>& trellis, int n0, int count,
+template <bool kShared, class T, bool kWound>
+__device__ __forceinline__ void start_tile(const Trellis<T, kWound>& trellis, int n0, int count,
                                            int capacity, const Tile<T>& tile) {
   for_each_cell(trellis, n0, count, capacity, [&](int k, int t, int u) {
     const int64_t cell = t * trellis.plane_stride + u, element = k * tile.stride + u;
@@ -66,8 +66,8 @@ __device__ __forceinline__ void start_tile(const Trellis<T>& trellis, int n0, in
 }
 
 // A constrained label arc is l(t, u) + b(t, u + 1).
-template <class T>
-__device__ __forceinline__ void add_blank_to_labels(const Trellis<T>& trellis, int count,
+template <class T, bool kWound>
+__device__ __forceinline__ void add_blank_to_labels(const Trellis<T, kWound>& trellis, int count,
                                                     const Tile<T>& tile) {
   for (int k = 0; k < count; ++k) {
     for (int u = int(threadIdx.x); u < trellis.labels; u += int(blockDim.x)) {
@@ -77,8 +77,8 @@ __device__ __forceinline__ void add_blank_to_labels(const Trellis<T>& trellis, i
 }
 
 // Writes the tile, now posteriors, to the output planes.
-template <class T>
-__device__ __forceinline__ void drain_tile(const Trellis<T>& trellis, int n0, int count,
+template <class T, bool kWound>
+__device__ __forceinline__ void drain_tile(const Trellis<T, kWound>& trellis, int n0, int count,
                                            int capacity, const Tile<T>& tile) {
   for_each_cell(trellis, n0, count, capacity, [&](int k, int t, int u) {
     const int64_t cell = t * trellis.plane_stride + u, element = k * tile.stride + u;

@@ -1,4 +1,8 @@
 // One utterance's trellis in (front, u) coordinates: see cpp/lattice_kernels.h for the recursion.
+//
+// A band's trellis is wound around S slots, u modulo S: of the nodes that complete paths visit on
+// one front, no two share a slot. Its arcs have been prepared front by front (see banded.cu), those
+// on no complete path as -inf.
 #pragma once
 
 #include "../cpp/kernels.h"
@@ -6,9 +10,11 @@
 
 namespace jax_rnnt::cuda {
 
-template <class T>
+template <class T, bool kWound = false>
 struct Trellis {
   int frames, labels, fronts;
+  int slots;                  // of nodes on a front: labels + 1, or the width of the band
+  int first_node, last_node;  // slots in which paths begin and end
   bool regular, constrained, last_arc_is_blank;
   T delay_penalty, delay_center;  // the label arcs of frame t get penalty * (center - t)
   int64_t plane_stride;
@@ -27,10 +33,17 @@ struct Trellis {
   __device__ __forceinline__ int frame_of(int n, int u) const { return regular ? n - u : n; }
   // Arcs that leave (n, u): whether a complete path can take them.
   __device__ __forceinline__ bool blank_lives(int n, int u) const {
-    return lowest(n + 1) <= u && u <= highest(n);
+    return kWound || (lowest(n + 1) <= u && u <= highest(n));
   }
   __device__ __forceinline__ bool label_lives(int n, int u) const {
-    return lowest(n) <= u && u <= highest(n) && u < labels;
+    return kWound || (lowest(n) <= u && u <= highest(n) && u < labels);
+  }
+  // The slots that label arcs come from and lead to; outside of [0, slots) there are none.
+  __device__ __forceinline__ int slot_before(int u) const {
+    return kWound && u == 0 ? slots - 1 : u - 1;
+  }
+  __device__ __forceinline__ int slot_after(int u) const {
+    return kWound && u == slots - 1 ? 0 : u + 1;
   }
   __device__ __forceinline__ T delay(int t) const { return delay_penalty * (delay_center - T(t)); }
 };
@@ -47,6 +60,9 @@ __device__ __forceinline__ Trellis<T> trellis_of(const Lattice& p, int64_t b) {
   const int64_t first = plane + int64_t(bounds.frame_begin) * p.cells + bounds.label_begin;
   trellis.frames = bounds.frame_end - bounds.frame_begin;
   trellis.labels = bounds.label_end - bounds.label_begin;
+  trellis.slots = trellis.labels + 1;
+  trellis.first_node = 0;
+  trellis.last_node = trellis.labels;
   trellis.regular = p.topology == Topology::kRegular;
   trellis.constrained = p.topology == Topology::kConstrained;
   // A regular lattice without frames has no arcs at all.
