@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <math_constants.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -283,7 +284,19 @@ void test_launches() {
   std::printf("   %d bytes of shared memory\n", limit);
 }
 
-// ----------------------------------------------------------------------------------------- speed
+// ------------------------------------------------------------------------------------- scheduling
+
+__global__ void order_kernel(int* count, int* order) {
+  order[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(count, 1);
+}
+
+void test_order() {
+  const Buffer<int> count(std::vector<int>{0}), order(8 * 64);
+  check_success(launch(order_kernel, 8, 64, 0, count.data(), order.data()));
+  const std::vector<int> found = order.read();
+  const bool sorted = std::is_sorted(found.begin(), found.end());
+  std::printf("   threads run %s\n", sorted ? "in order" : "out of order");
+}
 
 __global__ void barriers_kernel(int n, int* result) {
   int sum = 0;
@@ -313,6 +326,7 @@ int main() {
       {"atomics", test_atomics},
       {"streaming", test_streaming},
       {"launches", test_launches},
+      {"order", test_order},
       {"speed", test_speed},
   });
 }
