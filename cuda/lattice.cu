@@ -8,9 +8,9 @@
 namespace jax_rnnt::cuda {
 namespace {
 
-// Tiles in the workspace are rare and slow in any case; generic addresses take more registers.
-template <bool kShared>
-inline constexpr int kMostThreads = kShared ? 1024 : 512;
+// Doubles and generic addresses take more registers. Tiles in the workspace are slow in any case.
+template <class T, bool kShared>
+inline constexpr int kMostThreads = sizeof(T) == 4 && kShared ? 1024 : 512;
 
 // Zeros where no tile is drained: outside of the bounds, or everywhere. The two blocks of an
 // utterance take every other frame.
@@ -31,7 +31,7 @@ __device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bo
 }
 
 template <class T, Pass kPass, bool kShared>
-__global__ void __launch_bounds__(kMostThreads<kShared>)
+__global__ void __launch_bounds__(kMostThreads<T, kShared>)
     sweep_kernel(const Lattice p, const SweepLayout layout, const WorkspaceLayout workspace) {
   const int64_t b = blockIdx.x / 2;
   const bool forward = blockIdx.x % 2 == 0;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kMostThreads<kShared>)
 
 // Where only the log-likelihood is wanted, it is the sum over the nodes on which the sweeps met.
 template <class T>
-__global__ void __launch_bounds__(kMostThreads<true>)
+__global__ void __launch_bounds__(kMostThreads<T, true>)
     score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
   const int64_t b = blockIdx.x;
   const Trellis<T> trellis = trellis_of<T>(p, b);
@@ -94,7 +94,7 @@ cudaError_t launch_sweeps(const Lattice& p, const SweepLayout& layout, cudaStrea
   const bool with_posteriors = p.blank_posteriors != nullptr;
   const WorkspaceLayout workspace = workspace_layout(
       p.frames, p.cells, p.topology == Topology::kRegular, with_posteriors, sizeof(T));
-  const int threads = int(std::min<int64_t>(round_up(p.cells, kWarp), kMostThreads<kShared>));
+  const int threads = int(std::min<int64_t>(round_up(p.cells, kWarp), kMostThreads<T, kShared>));
   const Grid sweeps{2 * p.batch, threads, kShared ? layout.total * int64_t(sizeof(T)) : 0};
   if (!with_posteriors) {
     const cudaError_t status =

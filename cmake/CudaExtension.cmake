@@ -1,17 +1,7 @@
 # The CUDA kernels: the extension _cuda, with a static CUDA runtime, so that it can be imported where
 # there is neither a GPU nor a CUDA installation.
 
-# Compilers from PyPI (nvidia-cuda-nvcc and its parts) lie in the environment of the build's Python.
-if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
-  find_program(JAX_RNNT_NVCC nvcc)
-  if(NOT JAX_RNNT_NVCC)
-    file(GLOB nvcc_of_wheels "${Python_SITELIB}/nvidia/cu*/bin/nvcc"
-                             "${Python_SITELIB}/nvidia/cuda_nvcc/bin/nvcc")
-    if(nvcc_of_wheels)
-      list(GET nvcc_of_wheels -1 CMAKE_CUDA_COMPILER)
-    endif()
-  endif()
-endif()
+include("${CMAKE_CURRENT_LIST_DIR}/CudaCompiler.cmake")
 
 # What the user asked for, before enable_language() sets a default of one architecture.
 set(cuda_architectures "${CMAKE_CUDA_ARCHITECTURES}")
@@ -19,9 +9,7 @@ if(NOT cuda_architectures AND DEFINED ENV{CUDAARCHS})
   set(cuda_architectures "$ENV{CUDAARCHS}")
 endif()
 
-include(CheckLanguage)
-check_language(CUDA)
-if(NOT CMAKE_CUDA_COMPILER)
+if(NOT JAX_RNNT_CUDA_COMPILER_FOUND)
   if(JAX_RNNT_CUDA STREQUAL "ON")
     message(FATAL_ERROR
             "JAX_RNNT_CUDA=ON, but there is no CUDA compiler. Put nvcc on the PATH, name it in the "
