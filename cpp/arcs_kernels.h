@@ -44,6 +44,8 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   T* label_out = static_cast<T*>(p.label) + item * p.cells;
   T* denominator_out = static_cast<T*>(p.denominators) + item * p.cells;
   const T minus_inf = T(-__builtin_inf());
+  In forbidden;
+  store_scalar(&forbidden, minus_inf);
   const auto fill_padding = [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       blank_out[u] = label_out[u] = minus_inf;
@@ -55,6 +57,7 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   for (int64_t u0 = range.begin; u0 < range.end; u0 += kRows) {
     const int rows = range.end - u0 < kRows ? int(range.end - u0) : kRows;
     T max[kRows], sum[kRows], blank[kRows], label[kRows];
+    In blank_scores[kRows], label_scores[kRows];
     if (p.normalization == Normalization::kSoftmax) {
       log_sum_exp_of_rows<false>(logits + u0 * V, rows, V, -1, read, max, sum);
     } else if (p.normalization == Normalization::kHat) {
@@ -62,20 +65,24 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
     } else {
       for (int r = 0; r < rows; ++r) max[r] = 0, sum[r] = 1;
     }
-    // After the sums, which have brought the rows into the cache in order.
+    // After the sums, which have brought the rows into the cache in order. Numbers of 16 bits are
+    // converted below, many at once.
     for (int r = 0; r < rows; ++r) {
       const In* x = logits + (u0 + r) * V;
       const int64_t u = u0 + r;
       const int64_t k = u < bounds.label_end ? labels[u] : -1;
-      blank[r] = load_scalar(x + p.blank_id);
-      label[r] = 0 <= k && k < V ? load_scalar(x + k) : minus_inf;
+      blank_scores[r] = x[p.blank_id];
+      label_scores[r] = 0 <= k && k < V ? x[k] : forbidden;
     }
-    for (int r = rows; r % L != 0; ++r) max[r] = sum[r] = blank[r] = label[r] = 0;
+    for (int r = rows; r % L != 0; ++r) {
+      max[r] = sum[r] = 0;
+      blank_scores[r] = label_scores[r] = In{};
+    }
     for (int r = 0; r < rows; r += L) {
       const Vec<T> row_max = load<Vec<T>>(max + r);
       const Vec<T> log_sum = log_positive<T>(load<Vec<T>>(sum + r));
-      Vec<T> log_blank = load<Vec<T>>(blank + r);
-      Vec<T> log_label = load<Vec<T>>(label + r);
+      Vec<T> log_blank = load_lanes(blank_scores + r);
+      Vec<T> log_label = load_lanes(label_scores + r);
       if (p.normalization == Normalization::kSoftmax) {
         log_blank = log_ratio<T>(log_blank, row_max, log_sum);
         log_label = log_ratio<T>(log_label, row_max, log_sum);
