@@ -141,7 +141,7 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
   }
   const auto gradient_of = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
     const IntVec<T> classes = lane_index<T>();
-    Vec<T> unit = spread ? scale * exp_at_most_one<T>(v - w.denominator) : Vec<T>{};
+    Vec<T> unit = spread ? scale * exp_nonpositive<T>(v - w.denominator) : Vec<T>{};
     unit = classes == Int<T>(label_id - i) ? unit - w.label : unit;
     const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
     unit = classes == Int<T>(blank_id - i) ? blank_unit : unit;

@@ -5,24 +5,6 @@
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
-// exp_nonpositive() in two thirds of the instructions. The multiple of ln 2 is rounded to an
-// integer that already has the exponent's bias and whose low bits are the exponent of the scale;
-// and the bound is hidden from the compiler, since GCC makes two or three instructions of a maximum
-// that has a constant operand.
-template <class T>
-JAX_RNNT_INLINE Vec<T> exp_at_most_one(Vec<T> x) {
-  using C = Traits<T>;
-  constexpr T kMagic = C::kRoundingMagic + C::kExponentBias;
-  Int<T> underflow_bits = bits<Int<T>>(T(-C::kExponentBias) / C::kLog2e);
-  __asm__("" : "+r"(underflow_bits));
-  const Vec<T> underflow = bits<Vec<T>>(IntVec<T>{} + underflow_bits);
-  x = underflow > x ? underflow : x;  // NaN stays
-  const Vec<T> shifted = x * C::kLog2e + kMagic;
-  const Vec<T> n = shifted - kMagic;
-  const Vec<T> scale = bits<Vec<T>>(bits<IntVec<T>>(shifted) << C::kMantissaBits);
-  return exp_reduced((x - n * C::kLn2High) - n * C::kLn2Low) * scale;
-}
-
 // Combines the lanes of each of several vectors, all at the same time, in one instruction a vector
 // instead of log2(lanes). With as many rows as lanes, lane i of the result is that of rows[i].
 template <class T, int Count = kLanes<T>, class Combine>
@@ -92,15 +74,15 @@ JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, i
       max = v > max ? v : max;
     }
     max = max_of_lanes<T>(last > max ? last : max);
-    if (rest != 0) sum = exp_at_most_one<T>(last - max);
-    for (int64_t i = 0; i < full; i += L) sum += exp_at_most_one<T>(vector(i) - max);
+    if (rest != 0) sum = exp_nonpositive<T>(last - max);
+    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(vector(i) - max);
     return {max[0], sum_of_lanes<T>(sum)[0]};
   }
 
   // A long row: block by block, a maximum and a sum per lane, so that memory is read while
   // exponentials are computed, and every logit is read once.
   const auto add_to = [&](const Vec<T>& v, Vec<T> new_max) __attribute__((always_inline)) {
-    sum = sum * exp_at_most_one<T>(max - new_max) + exp_at_most_one<T>(v - new_max);
+    sum = sum * exp_nonpositive<T>(max - new_max) + exp_nonpositive<T>(v - new_max);
     max = new_max;
   };
   int64_t i = 0;
@@ -111,7 +93,7 @@ JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, i
       new_max = block[k] > new_max ? block[k] : new_max;
     }
     add_to(block[0], new_max);
-    for (int k = 1; k < kBlock; ++k) sum += exp_at_most_one<T>(block[k] - new_max);
+    for (int k = 1; k < kBlock; ++k) sum += exp_nonpositive<T>(block[k] - new_max);
   }
   for (; i < full; i += L) {
     const Vec<T> v = vector(i);
@@ -122,7 +104,7 @@ JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, i
     add_to(v, v > max ? v : max);
   }
   const Vec<T> row_max = max_of_lanes<T>(max);
-  return {row_max[0], sum_of_lanes<T>(sum * exp_at_most_one<T>(max - row_max))[0]};
+  return {row_max[0], sum_of_lanes<T>(sum * exp_nonpositive<T>(max - row_max))[0]};
 }
 
 // Rows up to this length are taken together: two passes over 64 of them stay in the cache.
@@ -177,8 +159,8 @@ __attribute__((noinline)) void log_sum_exp_of_short_rows(const In* x, int64_t ro
       __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
     }
     const Vec<T> max = bits<Vec<T>>(IntVec<T>{} + bits<Int<T>>(max_out[r]));
-    Vec<T> sum = exp_at_most_one<T>(last(row) - max);
-    for (int64_t i = 0; i < full; i += L) sum += exp_at_most_one<T>(vector(row, i) - max);
+    Vec<T> sum = exp_nonpositive<T>(last(row) - max);
+    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(vector(row, i) - max);
     return sum;
   });
 }
