@@ -81,12 +81,6 @@ JAX_RNNT_INLINE Vec<T> broadcast(T x) {
   return Vec<T>{} + x;
 }
 
-// The second operand wins when the first is NaN, and the first never hides a NaN in the second.
-template <class V>
-JAX_RNNT_INLINE V max_keep_nan(V lower, V x) {
-  return x < lower ? lower : x;
-}
-
 template <class T>
 JAX_RNNT_INLINE IntVec<T> lane_index() {
   IntVec<T> v{};
