@@ -3,95 +3,10 @@
 #pragma once
 
 #include "kernels.h"
+#include "log_sum_exp.h"
 #include "simd.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
-
-// The rows of one frame, and how to touch vectors of them. The last vector of a row may reach into
-// what follows: reads are masked, and stores only ever spill into rows that are written later.
-template <class In>
-struct RowReader {
-  using T = Accumulator<In>;
-  const In* buffer_end;  // of all logits
-
-  JAX_RNNT_INLINE_MEMBER Vec<T> operator()(const In* x) const { return load_lanes(x); }
-
-  JAX_RNNT_INLINE_MEMBER Vec<T> partial(const In* x, int size) const {
-    if (buffer_end - x >= kLanes<T>) return load_lanes(x);
-    In lanes[kLanes<T>] = {};
-    for (int i = 0; i < size; ++i) lanes[i] = x[i];
-    return load_lanes(lanes);
-  }
-};
-
-template <class T>
-struct LogSumExp {
-  T max, sum;  // log sum exp = max + log(sum)
-};
-
-// Over the classes of one row, without class `skipped` if there is such a class. `max` is finite
-// unless an element is +inf; without any finite element `sum` is 0.
-template <bool kSkip, class In>
-JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, int64_t skipped,
-                                                       const RowReader<In>& read) {
-  using T = Accumulator<In>;
-  constexpr int L = kLanes<T>;
-  constexpr int kBlock = JAX_RNNT_VECTOR_BYTES >= 64 ? 8 : 4;
-  const int64_t full = V / L * L;
-  const int rest = int(V - full);
-  const Vec<T> minus_inf = broadcast<T>(T(-__builtin_inf()));
-  const auto masked = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
-    if constexpr (kSkip) v = lane_index<T>() == Int<T>(skipped - i) ? minus_inf : v;
-    return v;
-  };
-  const auto vector = [&](int64_t i)
-                          __attribute__((always_inline)) { return masked(read(x + i), i); };
-  const auto tail = [&]() __attribute__((always_inline)) {
-    const Vec<T> v = masked(read.partial(x + full, rest), full);
-    return lane_index<T>() < Int<T>(rest) ? v : minus_inf;
-  };
-  // Not -inf, whose difference to itself is NaN.
-  Vec<T> max = broadcast<T>(Traits<T>::kLowest), sum{};
-
-  if (V <= kBlock * L) {  // a short row: its maximum first, then its exponentials
-    const Vec<T> last = rest != 0 ? tail() : minus_inf;
-    for (int64_t i = 0; i < full; i += L) {
-      const Vec<T> v = vector(i);
-      max = v > max ? v : max;
-    }
-    max = max_of_lanes<T>(last > max ? last : max);
-    if (rest != 0) sum = exp_nonpositive<T>(last - max);
-    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(vector(i) - max);
-    return {max[0], sum_of_lanes<T>(sum)[0]};
-  }
-
-  // A long row: block by block, a maximum and a sum per lane, so that memory is read while
-  // exponentials are computed, and every logit is read once.
-  const auto add_to = [&](const Vec<T>& v, Vec<T> new_max) __attribute__((always_inline)) {
-    sum = sum * exp_nonpositive<T>(max - new_max) + exp_nonpositive<T>(v - new_max);
-    max = new_max;
-  };
-  int64_t i = 0;
-  for (; i + kBlock * L <= V; i += kBlock * L) {
-    Vec<T> block[kBlock], new_max = max;
-    for (int k = 0; k < kBlock; ++k) {
-      block[k] = vector(i + k * L);
-      new_max = block[k] > new_max ? block[k] : new_max;
-    }
-    add_to(block[0], new_max);
-    for (int k = 1; k < kBlock; ++k) sum += exp_nonpositive<T>(block[k] - new_max);
-  }
-  for (; i < full; i += L) {
-    const Vec<T> v = vector(i);
-    add_to(v, v > max ? v : max);
-  }
-  if (rest != 0) {
-    const Vec<T> v = tail();
-    add_to(v, v > max ? v : max);
-  }
-  const Vec<T> row_max = max_of_lanes<T>(max);
-  return {row_max[0], sum_of_lanes<T>(sum * exp_nonpositive<T>(max - row_max))[0]};
-}
 
 // x - (max + log_sum), without rounding the sum to the size of large logits. A forbidden class
 // stays forbidden also where all are, and log_sum is -inf.
@@ -101,16 +16,17 @@ JAX_RNNT_INLINE Vec<T> log_ratio(Vec<T> x, Vec<T> max, Vec<T> log_sum) {
   return x == minus_inf ? (log_sum != log_sum ? log_sum : minus_inf) : (x - max) - log_sum;
 }
 
-// The cells [u_begin, u_end] of one frame that an utterance visits, relative to the frame's row.
+// The cells of one frame that an utterance visits, relative to the frame's row.
 struct CellRange {
   int64_t begin, end;  // end is exclusive; empty when the frame is outside the bounds
 };
 
-JAX_RNNT_INLINE CellRange cells_of_frame(const Bounds& bounds, int64_t t, int64_t frames,
-                                         int64_t cells) {
-  const bool inside =
-      bounds.valid(frames, cells - 1) && bounds.frame_begin <= t && t < bounds.frame_end;
-  return inside ? CellRange{bounds.label_begin, int64_t(bounds.label_end) + 1} : CellRange{0, 0};
+JAX_RNNT_INLINE CellRange cells_of_frame(const ArcsForward& p, const Bounds& bounds, int64_t t) {
+  const bool inside = bounds.valid(p.frames, p.labels_per_utterance) && bounds.frame_begin <= t &&
+                      t < bounds.frame_end;
+  if (!inside) return {0, 0};
+  const int64_t end = int64_t(bounds.label_end) + 1;
+  return {bounds.label_begin, end < p.cells ? end : p.cells};
 }
 
 template <class In>
@@ -120,10 +36,10 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   constexpr int kRows = 64;  // rows whose logarithms are taken together
   const int64_t b = item / p.frames, V = p.classes;
   const Bounds& bounds = p.bounds[b];
-  const CellRange range = cells_of_frame(bounds, item % p.frames, p.frames, p.cells);
+  const CellRange range = cells_of_frame(p, bounds, item % p.frames);
   const In* logits = static_cast<const In*>(p.logits) + item * p.cells * V;
   const RowReader<In> read{static_cast<const In*>(p.logits) + p.batch * p.frames * p.cells * V};
-  const int32_t* labels = p.labels + b * (p.cells - 1);
+  const int32_t* labels = p.labels + b * p.labels_per_utterance;
   T* blank_out = static_cast<T*>(p.blank) + item * p.cells;
   T* label_out = static_cast<T*>(p.label) + item * p.cells;
   T* denominator_out = static_cast<T*>(p.denominators) + item * p.cells;
@@ -139,20 +55,20 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   for (int64_t u0 = range.begin; u0 < range.end; u0 += kRows) {
     const int rows = range.end - u0 < kRows ? int(range.end - u0) : kRows;
     T max[kRows], sum[kRows], blank[kRows], label[kRows];
+    if (p.normalization == Normalization::kSoftmax) {
+      log_sum_exp_of_rows<false>(logits + u0 * V, rows, V, -1, read, max, sum);
+    } else if (p.normalization == Normalization::kHat) {
+      log_sum_exp_of_rows<true>(logits + u0 * V, rows, V, p.blank_id, read, max, sum);
+    } else {
+      for (int r = 0; r < rows; ++r) max[r] = 0, sum[r] = 1;
+    }
+    // After the sums, which have brought the rows into the cache in order.
     for (int r = 0; r < rows; ++r) {
       const In* x = logits + (u0 + r) * V;
       const int64_t u = u0 + r;
       const int64_t k = u < bounds.label_end ? labels[u] : -1;
       blank[r] = load_scalar(x + p.blank_id);
       label[r] = 0 <= k && k < V ? load_scalar(x + k) : minus_inf;
-      LogSumExp<T> total{0, 1};
-      if (p.normalization == Normalization::kSoftmax) {
-        total = log_sum_exp<false>(x, V, -1, read);
-      } else if (p.normalization == Normalization::kHat) {
-        total = log_sum_exp<true>(x, V, p.blank_id, read);
-      }
-      max[r] = total.max;
-      sum[r] = total.sum;
     }
     for (int r = rows; r % L != 0; ++r) max[r] = sum[r] = blank[r] = label[r] = 0;
     for (int r = 0; r < rows; r += L) {
@@ -180,8 +96,8 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
     __builtin_memcpy(blank_out + u0, blank, rows * sizeof(T));
     __builtin_memcpy(label_out + u0, label, rows * sizeof(T));
     __builtin_memcpy(denominator_out + u0, max, rows * sizeof(T));
-    // The label arc of the last cell is ignored, whatever a NaN in its row made of it.
-    if (u0 + rows == range.end) label_out[range.end - 1] = minus_inf;
+    // A last cell without label arc: whatever a NaN in its row made of it.
+    if (u0 + rows > bounds.label_end) label_out[bounds.label_end] = minus_inf;
   }
 }
 
@@ -218,7 +134,7 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
   }
   const auto gradient_of = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
     const IntVec<T> classes = lane_index<T>();
-    Vec<T> unit = scale * exp_nonpositive<T>(v - denominator);
+    Vec<T> unit = scale * exp_at_most_one<T>(v - denominator);
     unit = classes == Int<T>(label_id - i) ? unit - w.label : unit;
     const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
     unit = classes == Int<T>(blank_id - i) ? blank_unit : unit;
@@ -255,7 +171,7 @@ template <class In>
 void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
   using T = Accumulator<In>;
   const int64_t b = item / p.frames, V = p.classes;
-  const int32_t* labels = p.labels + b * (p.cells - 1);
+  const int32_t* labels = p.labels + b * p.labels_per_utterance;
   const T* blank = static_cast<const T*>(p.blank_weights) + item * p.cells;
   const T* label = static_cast<const T*>(p.label_weights) + item * p.cells;
   const T* denominators = static_cast<const T*>(p.denominators) + item * p.cells;
@@ -273,7 +189,7 @@ void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
                           p.clamp > 0 ? T(p.clamp) : T(__builtin_inf())};
     const In* x = logits + u * V;
     // Without weight there is no label here, but padding, which may well equal blank.
-    const int64_t label_id = label[u] != 0 && u + 1 < p.cells ? labels[u] : -1;
+    const int64_t label_id = label[u] != 0 && u < p.labels_per_utterance ? labels[u] : -1;
     switch (p.normalization) {
       case Normalization::kSoftmax:
         gradient_row<false>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);

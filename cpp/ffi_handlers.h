@@ -1,9 +1,12 @@
-// XLA FFI entry points of the CPU kernels.
+// XLA FFI handlers of one platform's kernels.
 #pragma once
 
-#include "xla/ffi/api/ffi.h"
+#include <vector>
 
-XLA_FFI_DECLARE_HANDLER_SYMBOL(jax_rnnt_arcs_fwd_cpu);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(jax_rnnt_arcs_bwd_cpu);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(jax_rnnt_lattice_cpu);
-XLA_FFI_DECLARE_HANDLER_SYMBOL(jax_rnnt_lattice_score_cpu);
+#include "ffi_calls.h"
+
+namespace jax_rnnt {
+
+std::vector<NamedHandler> handlers();
+
+}  // namespace jax_rnnt

@@ -6,6 +6,13 @@
 
 #include <cstdint>
 
+// The CUDA kernels take the same structs.
+#ifdef __CUDACC__
+#define JAX_RNNT_HOST_DEVICE __host__ __device__
+#else
+#define JAX_RNNT_HOST_DEVICE
+#endif
+
 namespace jax_rnnt {
 
 enum class DType { kF32, kF64, kBF16, kF16 };
@@ -27,29 +34,33 @@ struct Bounds {
   int32_t frame_begin, frame_end, label_begin, label_end;
 
   // Always inlined: a copy shared between instruction sets could be compiled for the wrong one.
-  __attribute__((always_inline)) bool valid(int64_t frames, int64_t labels) const {
+  __attribute__((always_inline)) JAX_RNNT_HOST_DEVICE bool valid(int64_t frames,
+                                                                 int64_t labels) const {
     return 0 <= frame_begin && frame_begin <= frame_end && frame_end <= frames &&
            0 <= label_begin && label_begin <= label_end && label_end <= labels;
   }
 };
 
 // Scores to arcs, for one batch. "Planes" are (batch, T, W), float, or double for double logits.
+//
+// An utterance has L labels: L = W - 1 where the last cell of a frame has no label arc, or L = W
+// where all have one: the cells are then a band, which ends before the labels do.
 struct ArcsForward {
-  int64_t batch, frames, cells, classes;
+  int64_t batch, frames, cells, labels_per_utterance, classes;
   int64_t blank_id;
   Normalization normalization;
   const void* logits;     // (batch, T, W, V)
-  const int32_t* labels;  // (batch, U)
+  const int32_t* labels;  // (batch, L)
   const Bounds* bounds;   // (batch,)
   void* blank;            // plane, log p(blank); -inf outside the bounds
-  void* label;            // plane, log p(label u); -inf outside the bounds and in the last column
-  void* denominators;     // plane, log of the sum over the classes that the softmax runs over
+  void* label;         // plane, log p(label u); -inf outside the bounds and in cells >= label_end
+  void* denominators;  // plane, log of the sum over the classes that the softmax runs over
 };
 
 // Arc weights to the gradient of the scores. A cell whose two weights are 0 gets an exact 0, and
 // its row of logits is not read.
 struct ArcsBackward {
-  int64_t batch, frames, cells, classes;
+  int64_t batch, frames, cells, labels_per_utterance, classes;
   int64_t blank_id;
   Normalization normalization;
   double clamp;  // bound on each element before the cotangent is applied; <= 0 is off

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from . import validation
 from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Utterances, for_tracing, labels_and_bounds
+from .bounds import Utterances, labels_and_bounds
 from .lattice import gradient_weights, lattice, lattice_score
 from .reference import accumulator_dtype
 from .types import (
@@ -106,20 +106,12 @@ def rnnt_loss(
         sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
     )
     assert sizes.V is not None
-    blank_id = validation.blank_class(blank_id, sizes.V)
-    validation.check_options(topology, final_blank, reduction, implementation)
-    arcs_options = ArcsOptions(
-        blank_id,
-        validation.check_normalization(normalization),
-        validation.optional_clamp(clamp),
-        implementation,
-    )
-    lattice_options = _lattice_options(
+    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
+    lattice_options = validation.lattice_options(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
     )
-    if validation.static_bool("check", check):
-        validation.check_known_values(sizes, utterances, blank_id)
-    utterances = for_tracing(utterances)
+    reduction = validation.reduction_of(reduction)
+    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
     return _rnnt_loss(logits, utterances, arcs_options, lattice_options, reduction)
 
 
@@ -189,9 +181,9 @@ def rnnt_loss_from_arcs(
       blank_log_probs: `(*batch, T, U+1)` float32, float64, bfloat16 or float16: log-probability of
         blank at frame `t` after `u` labels.
       label_log_probs: the same shape and dtype; column `u` emits label `u`, the last one is
-        ignored. return_posteriors: also return the arc posteriors. They are constants to
-        differentiation. logit_lengths, label_lengths, topology, final_blank, fastemit_lambda,
-        delay_penalty,
+        ignored.
+      return_posteriors: also return the arc posteriors. They are constants to differentiation.
+      logit_lengths, label_lengths, topology, final_blank, fastemit_lambda, delay_penalty,
         logit_begins, label_begins, reduction, where, implementation, check: as in `rnnt_loss`.
 
     Returns:
@@ -219,13 +211,11 @@ def rnnt_loss_from_arcs(
     utterances = validation.utterances_of(
         sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
     )
-    validation.check_options(topology, final_blank, reduction, implementation)
-    options = _lattice_options(
+    options = validation.lattice_options(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
     )
-    if validation.static_bool("check", check):
-        validation.check_known_values(sizes, utterances, None)
-    utterances = for_tracing(utterances)
+    reduction = validation.reduction_of(reduction)
+    utterances = validation.checked_utterances(sizes, utterances, None, check)
     return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
     loss, posteriors = _rnnt_loss_from_arcs(
         blank, label, utterances, options, reduction, return_posteriors
@@ -265,22 +255,6 @@ def check_inputs(
     )
     assert sizes.V is not None
     validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.V))
-
-
-def _lattice_options(
-    topology: Topology,
-    final_blank: bool,
-    delay_penalty: float,
-    fastemit_lambda: float,
-    implementation: Implementation,
-) -> LatticeOptions:
-    return LatticeOptions(
-        topology,
-        bool(final_blank),
-        validation.finite_number("delay_penalty", delay_penalty),
-        validation.finite_number("fastemit_lambda", fastemit_lambda, minimum=0.0),
-        implementation,
-    )
 
 
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options", "reduction"))

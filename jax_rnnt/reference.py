@@ -36,7 +36,8 @@ def arcs_fwd(
 
     Args:
       logits: `(*batch, T, U+1, V)`.
-      labels: `(*batch, U)` int32.
+      labels: `(*batch, U)` int32; or `(*batch, U+1)`, if also the last cell of a frame can have a
+        label arc: the cells are then a band, which ends before the labels do.
       bounds: `(*batch, 4)`.
       blank_id: the blank class, in [0, V).
       normalization: `"softmax"`, `"none"` or `"hat"` (arXiv 2003.07705, equations 4 to 6).
@@ -47,9 +48,9 @@ def arcs_fwd(
     """
     *_, T, W, V = logits.shape
     dtype = accumulator_dtype(logits.dtype)
-    inside = _cells_inside(bounds, T, W)
+    inside = _cells_inside(bounds, T, W, labels.shape[-1])
     x = jnp.where(inside[..., None], logits.astype(dtype), 0)
-    label_ids = _label_ids(labels, V)
+    label_ids = _label_ids(labels, W, V)
     blank_score = x[..., blank_id]
     label_score = jnp.take_along_axis(x, label_ids, axis=-1)[..., 0]
     if normalization == "none":
@@ -100,12 +101,12 @@ def arcs_bwd(
     Returns:
       `(*batch, T, U+1, V)` in the logits' dtype.
     """
-    *_, V = logits.shape
+    *_, W, V = logits.shape
     active = ((blank_weights != 0) | (label_weights != 0))[..., None]
     x = jnp.where(active, logits.astype(accumulator_dtype(logits.dtype)), 0)
     blank, label = blank_weights[..., None], label_weights[..., None]
     classes = _axis_index(x.ndim, -1, V)
-    is_blank, is_label = classes == blank_id, classes == _label_ids(labels, V)
+    is_blank, is_label = classes == blank_id, classes == _label_ids(labels, W, V)
     hits = jnp.where(is_blank, blank, 0) + jnp.where(is_label, label, 0)
     scale = blank + label if normalization == "softmax" else label
     spread = active & (scale != 0)
@@ -210,7 +211,7 @@ class _Fronts:
         frame_begin, frame_end, label_begin, label_end = (
             bounds[None, ..., i, None] for i in range(4)
         )
-        self.valid = _valid_bounds(bounds, T, W)
+        self.valid = _valid_bounds(bounds, T, W - 1)
         self.label_end = label_end[0]
         frames, labels = frame_end - frame_begin, label_end - label_begin
         self.empty, self.unlabelled = (frames <= 0)[0, ..., 0], (labels <= 0)[0, ..., 0]
@@ -320,23 +321,23 @@ def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:
     return lax.broadcasted_iota(jnp.int32, shape, axis % ndim)
 
 
-def _valid_bounds(bounds: jax.Array, T: int, W: int) -> jax.Array:
+def _valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
     frames_ok = (frame_begin >= 0) & (frame_begin <= frame_end) & (frame_end <= T)
-    return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= W - 1)
+    return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= num_labels)
 
 
-def _cells_inside(bounds: jax.Array, T: int, W: int) -> jax.Array:
+def _cells_inside(bounds: jax.Array, T: int, W: int, num_labels: int) -> jax.Array:
     """Cells that belong to a valid utterance, `(*batch, T, U+1)` bool."""
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None, None] for i in range(4))
     t, u = _axis_index(frame_begin.ndim, -2, T), _axis_index(frame_begin.ndim, -1, W)
     inside = (frame_begin <= t) & (t < frame_end) & (label_begin <= u) & (u <= label_end)
-    return inside & _valid_bounds(bounds, T, W)[..., None, None]
+    return inside & _valid_bounds(bounds, T, num_labels)[..., None, None]
 
 
-def _label_ids(labels: jax.Array, V: int) -> jax.Array:
-    """Class of each cell's label arc, `(*batch, 1, U+1, 1)`, any class in the last column."""
-    padding = [(0, 0)] * (labels.ndim - 1) + [(0, 1)]
+def _label_ids(labels: jax.Array, W: int, V: int) -> jax.Array:
+    """Class of each cell's label arc, `(*batch, 1, U+1, 1)`; any class in a cell without label."""
+    padding = [(0, 0)] * (labels.ndim - 1) + [(0, W - labels.shape[-1])]
     return jnp.pad(jnp.clip(labels, 0, V - 1), padding)[..., None, :, None]
 
 

@@ -19,8 +19,16 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
 
-from .bounds import Sizes, Utterances, clip_to_int32
-from .types import Array, Implementation, Normalization, Reduction, Topology
+from .bounds import Sizes, Utterances, clip_to_int32, for_tracing
+from .types import (
+    ArcsOptions,
+    Array,
+    Implementation,
+    LatticeOptions,
+    Normalization,
+    Reduction,
+    Topology,
+)
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -159,17 +167,43 @@ def optional_clamp(clamp: Any) -> float | None:
     return value if value > 0 else None
 
 
-def check_options(topology: Any, final_blank: Any, reduction: Any, implementation: Any) -> None:
-    """Checks the options that every loss has."""
+def arcs_options(
+    blank_id: Any,
+    num_classes: int,
+    normalization: Any,
+    clamp: Any,
+    implementation: Any,
+) -> ArcsOptions:
+    """Checks the options of the step from scores to arcs."""
+    return ArcsOptions(
+        blank_class(blank_id, num_classes),
+        one_of("normalization", normalization, Normalization),
+        optional_clamp(clamp),
+        one_of("implementation", implementation, Implementation),
+    )
+
+
+def lattice_options(
+    topology: Any,
+    final_blank: Any,
+    delay_penalty: Any,
+    fastemit_lambda: Any,
+    implementation: Any,
+) -> LatticeOptions:
+    """Checks the options of the recursion over arcs."""
     one_of("topology", topology, Topology)
-    one_of("reduction", reduction, Reduction)
-    one_of("implementation", implementation, Implementation)
-    static_bool("final_blank", final_blank)
-    if final_blank and topology != "modified":
+    if static_bool("final_blank", final_blank) and topology != "modified":
         raise ValueError(
             f"final_blank is True with topology {topology!r}; it goes with topology='modified' "
             "only (a regular alignment always ends with blank)."
         )
+    return LatticeOptions(
+        topology,
+        bool(final_blank),
+        finite_number("delay_penalty", delay_penalty),
+        finite_number("fastemit_lambda", fastemit_lambda, minimum=0.0),
+        one_of("implementation", implementation, Implementation),
+    )
 
 
 def static_bool(name: str, value: Any) -> bool:
@@ -179,9 +213,9 @@ def static_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_normalization(normalization: Any) -> Normalization:
-    """Checks how scores become log-probabilities."""
-    return one_of("normalization", normalization, Normalization)
+def reduction_of(reduction: Any) -> Reduction:
+    """Checks how the losses of the batch are combined."""
+    return one_of("reduction", reduction, Reduction)
 
 
 # What is wrong with one value, where, and what was expected: (good, name, values, expectation).
@@ -197,10 +231,17 @@ def check_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> 
         _raise_or_checkify(good, name, value, expected)
 
 
-def check_known_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> None:
-    """As `check_values`, for concrete values on addressable devices only."""
-    for good, name, value, expected in _checks(sizes, utterances, blank_id, is_known):
-        _raise_or_checkify(good, name, value, expected)
+def checked_utterances(
+    sizes: Sizes, utterances: Utterances, blank_id: int | None, check: Any
+) -> Utterances:
+    """`utterances`, ready to be traced; with `check`, known bad values raise as `check_values`.
+
+    Known are concrete values on addressable devices.
+    """
+    if static_bool("check", check):
+        for good, name, value, expected in _checks(sizes, utterances, blank_id, is_known):
+            _raise_or_checkify(good, name, value, expected)
+    return for_tracing(utterances)
 
 
 def is_known(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 
 from .. import reference
 from ..types import Normalization, Topology
-from ._cpu import lattice_workspace_elements
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
 
@@ -34,7 +34,9 @@ def _lattice_attributes(
     }
 
 
-def _lattice_workspace(blank: Any, topology: Topology, with_posteriors: bool) -> list[CoreType]:
+def _lattice_workspace(
+    kernels: ModuleType, blank: Any, topology: Topology, with_posteriors: bool
+) -> list[CoreType]:
     frames, cells = blank.shape
     if not (isinstance(frames, int) and isinstance(cells, int)):
         raise NotImplementedError(
@@ -42,7 +44,10 @@ def _lattice_workspace(blank: Any, topology: Topology, with_posteriors: bool) ->
             f"({frames}, {cells}). Export with symbolic batch dimensions only."
         )
     code = _TOPOLOGY_CODES[topology]
-    return [((lattice_workspace_elements(frames, cells, code, with_posteriors),), blank.dtype)]
+    elements = kernels.lattice_workspace_elements(
+        frames, cells, code, with_posteriors, blank.dtype.itemsize
+    )
+    return [((elements,), blank.dtype)]
 
 
 _arcs_fwd_p = native_primitive(
@@ -72,7 +77,9 @@ _lattice_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
     fallback=reference.lattice,
     attributes=_lattice_attributes,
-    workspace=lambda blank, *_, topology, **params: _lattice_workspace(blank, topology, True),
+    workspace=lambda kernels, blank, *_, topology, **params: _lattice_workspace(
+        kernels, blank, topology, True
+    ),
 )
 
 _lattice_score_p = native_primitive(
@@ -81,7 +88,9 @@ _lattice_score_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
     fallback=lambda *args, **params: [reference.lattice_score(*args, **params)],
     attributes=_lattice_attributes,
-    workspace=lambda blank, *_, topology, **params: _lattice_workspace(blank, topology, False),
+    workspace=lambda kernels, blank, *_, topology, **params: _lattice_workspace(
+        kernels, blank, topology, False
+    ),
 )
 
 

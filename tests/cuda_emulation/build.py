@@ -15,7 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 
@@ -103,21 +102,7 @@ def install() -> ModuleType:
     if "jax_rnnt" in sys.modules:
         raise RuntimeError("jax_rnnt has already registered its CPU kernels")
     module = load(sanitize=os.environ.get("JAX_RNNT_EMULATION_SANITIZE", "0") == "1")
-    handlers = module.registrations()
-    register = jax.ffi.register_ffi_target
-
-    def register_emulated(name: str, fn: Any, platform: str = "cpu", **kwargs: Any) -> None:
-        if platform == "cpu":
-            fn = handlers.pop(name, fn)
-        register(name, fn, platform=platform, **kwargs)
-
-    jax.ffi.register_ffi_target = register_emulated
-    try:
-        import jax_rnnt  # noqa: F401
-    finally:
-        jax.ffi.register_ffi_target = register
-    if handlers:
-        raise RuntimeError(f"jax_rnnt has not registered {', '.join(handlers)}")
+    sys.modules["jax_rnnt._native._cpu"] = module
     return module
 
 

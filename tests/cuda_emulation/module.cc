@@ -3,24 +3,11 @@
 #include <nanobind/nanobind.h>
 
 #include "emulation/host_api.h"
-#include "ffi_handlers.h"
+#include "python_functions.h"
 
 namespace nb = nanobind;
 
 namespace {
-
-nb::capsule handler(XLA_FFI_Handler* function) {
-  return nb::capsule(reinterpret_cast<void*>(function));
-}
-
-nb::dict registrations() {
-  nb::dict handlers;
-  handlers["jax_rnnt_arcs_fwd"] = handler(jax_rnnt_arcs_fwd_cuda);
-  handlers["jax_rnnt_arcs_bwd"] = handler(jax_rnnt_arcs_bwd_cuda);
-  handlers["jax_rnnt_lattice"] = handler(jax_rnnt_lattice_cuda);
-  handlers["jax_rnnt_lattice_score"] = handler(jax_rnnt_lattice_score_cuda);
-  return handlers;
-}
 
 void set_device(int shared_memory_per_block_optin, int compute_capability_major,
                 int compute_capability_minor, int multiprocessors) {
@@ -33,7 +20,7 @@ void set_device(int shared_memory_per_block_optin, int compute_capability_major,
 NB_MODULE(_cuda_emulated, m) {
   const emulation::Device device;
   m.doc() = "CUDA kernels of jax_rnnt, emulated on the CPU, as XLA FFI handlers.";
-  m.def("registrations", &registrations, "FFI target name to handler capsule, for platform cpu.");
+  jax_rnnt::cuda::define_functions(m);
   m.def("set_device", &set_device,
         nb::arg("shared_memory_per_block_optin") = device.shared_memory_per_block_optin,
         nb::arg("compute_capability_major") = device.compute_capability_major,

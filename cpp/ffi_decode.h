@@ -1,0 +1,58 @@
+// Helpers of the functions that decode and check XLA FFI calls.
+#pragma once
+
+#include <string>
+
+#include "ffi_calls.h"
+
+namespace jax_rnnt {
+
+using Dimensions = ffi::Span<const int64_t>;
+
+inline int64_t product(Dimensions dims, size_t count) {
+  int64_t size = 1;
+  for (size_t i = 0; i < count; ++i) size *= dims[i];
+  return size;
+}
+
+inline int64_t elements(Dimensions dims) { return product(dims, dims.size()); }
+
+inline ffi::Error shape_error(const char* what, Dimensions dims, const std::string& expected) {
+  std::string message = std::string("jax_rnnt: ") + what + " has shape (";
+  for (size_t i = 0; i < dims.size(); ++i) message += (i ? ", " : "") + std::to_string(dims[i]);
+  return ffi::Error::InvalidArgument(message + "), expected " + expected);
+}
+
+inline bool decode_dtype(ffi::DataType type, DType& dtype) {
+  switch (type) {
+    case ffi::F32: dtype = DType::kF32; return true;
+    case ffi::F64: dtype = DType::kF64; return true;
+    case ffi::BF16: dtype = DType::kBF16; return true;
+    case ffi::F16: dtype = DType::kF16; return true;
+    default: return false;
+  }
+}
+
+inline ffi::DataType accumulator_type(DType dtype) {
+  return dtype == DType::kF64 ? ffi::F64 : ffi::F32;
+}
+
+// Exported programs may come from another version.
+template <class Enum>
+ffi::Error check_code(const char* name, int64_t code, Enum last) {
+  if (code < 0 || code > static_cast<int64_t>(last)) {
+    return ffi::Error::InvalidArgument("jax_rnnt: unknown " + std::string(name) + " code " +
+                                       std::to_string(code));
+  }
+  return ffi::Error::Success();
+}
+
+inline ffi::Error check_bounds(const Int32Buffer& bounds, int64_t batch) {
+  static_assert(sizeof(Bounds) == 4 * sizeof(int32_t));
+  if (elements(bounds.dimensions()) != batch * 4) {
+    return shape_error("bounds", bounds.dimensions(), "(*batch, 4)");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace jax_rnnt
