@@ -144,7 +144,7 @@ def table(kernels: Sequence[Kernel]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sources", nargs="*", type=Path, help=".cu files; cuda/*.cu by default")
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="XY")
     parser.add_argument("--output", type=Path, help="also write the numbers here, as JSON")
