@@ -33,6 +33,9 @@ NB_MODULE(_cpu, m) {
   m.def("lattice_workspace_elements", &lattice_workspace_elements, nb::arg("frames"),
         nb::arg("cells"), nb::arg("topology"), nb::arg("with_posteriors"),
         "Workspace of one utterance, in elements of the arcs' dtype.");
+  m.def("banded_workspace_elements", &jax_rnnt::banded_workspace_elements, nb::arg("frames"),
+        nb::arg("cells"), nb::arg("with_posteriors"),
+        "Workspace of one utterance of a band, in elements of the arcs' dtype.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");
   m.def(
