@@ -79,9 +79,13 @@ def normalise_each(row: Extended) -> Extended:
 
 def _excess(row: Extended) -> tuple[jax.Array, jax.Array]:
     """By which powers of two mantissas exceed [1, 2), and where they are neither zero nor NaN."""
-    _, shift = jnp.frexp(lax.stop_gradient(row.mantissa))
-    positive = (row.mantissa > 0) & jnp.isfinite(row.mantissa)
-    return jnp.where(positive, shift.astype(jnp.int32) - 1, 0), positive
+    dtype = row.mantissa.dtype
+    info = jnp.finfo(dtype)
+    bias, integer = int(info.maxexp) - 1, jnp.int64 if info.bits == 64 else jnp.int32
+    raw = lax.bitcast_convert_type(lax.stop_gradient(row.mantissa), integer)
+    shift = (raw >> int(info.nmant)).astype(jnp.int32) - bias
+    positive = (shift > -bias) & (shift <= bias)
+    return jnp.where(positive, shift, 0), positive
 
 
 def _shifted(mantissa: jax.Array, shift: jax.Array, exponent: jax.Array) -> Extended:
