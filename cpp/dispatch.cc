@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "banded_layout.h"
 #include "lattice_layout.h"
 
 namespace jax_rnnt {
@@ -67,6 +68,10 @@ void select_kernels(const std::string& name) { active().store(find_kernels(name)
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors) {
   return lattice_layout(frames, cells, topology == Topology::kRegular, with_posteriors).total;
+}
+
+int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors) {
+  return banded_layout(1, frames, cells, with_posteriors).total;
 }
 
 std::vector<std::string> available_targets() {

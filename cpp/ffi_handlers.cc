@@ -1,5 +1,6 @@
 #include "ffi_handlers.h"
 
+#include "banded_calls.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "parallel.h"
@@ -45,8 +46,9 @@ constexpr auto lattice = [](Pool pool, auto... operands) -> ffi::Error {
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   const bool with_posteriors = p.blank_posteriors != nullptr;
-  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
-      p, lattice_workspace_elements(p.frames, p.cells, p.topology, with_posteriors)));
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p.batch, p.workspace_elements,
+                      lattice_workspace_elements(p.frames, p.cells, p.topology, with_posteriors)));
   const int64_t plane_bytes = p.batch * p.frames * p.cells * bytes_of(dtype);
   prefer_huge_pages(p.workspace, p.batch * p.workspace_elements * bytes_of(dtype));
   if (with_posteriors) {
@@ -60,10 +62,29 @@ constexpr auto lattice = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
+constexpr auto banded_lattice = [](Pool pool, auto... operands) -> ffi::Error {
+  BandedLattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  const bool with_posteriors = p.blank_posteriors != nullptr;
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p.batch, p.workspace_elements,
+                      banded_workspace_elements(p.frames, p.cells, with_posteriors)));
+  prefer_huge_pages(p.workspace, p.batch * p.workspace_elements * bytes_of(dtype));
+  const Kernels& kernels = active_kernels();
+  const int64_t lanes = kernels.vector_bytes / bytes_of(dtype);
+  parallel_for(pool, (p.batch + lanes - 1) / lanes, p.frames * p.cells * lanes * 64,
+               [&](int64_t begin, int64_t end) { kernels.banded_lattice(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
 XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
+                       banded_lattice_score_signature<Pool>());
 
 }  // namespace
 
@@ -73,6 +94,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
       {"jax_rnnt_lattice", lattice_handler},
       {"jax_rnnt_lattice_score", lattice_score_handler},
+      {"jax_rnnt_banded_lattice", banded_lattice_handler},
+      {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
   };
 }
 

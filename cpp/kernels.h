@@ -89,17 +89,45 @@ struct Lattice {
   int64_t workspace_elements;
 };
 
+// The recursion over the arcs of a band, for one batch: the S cells of frame t are those of label
+// positions starts[t] to starts[t] + S - 1, and no path leaves them. A path moves
+//   by blank (t, u)    to (t + 1, u),
+//   by label (t, u)    to (t, u + 1)      regular
+//                      to (t + 1, u + 1)  modified, constrained
+// if the cell that it comes to is in the band of its frame; a node (frame_end, label_end), where
+// paths end, always is. A constrained label arc also has the blank arc of cell (t, u + 1), which
+// must be in the band. "Planes" are (batch, T, S). Without a path, the log-likelihood is -inf.
+struct BandedLattice {
+  int64_t batch, frames, cells;  // cells is S
+  int64_t labels;                // no label_end is larger
+  Topology topology;
+  double delay_penalty;    // as for Lattice
+  const void* blank;       // plane
+  const void* label;       // plane
+  const int32_t* starts;   // (batch, T), any values: those outside the bounds do not count
+  const Bounds* bounds;    // (batch,)
+  void* log_likelihood;    // (batch,)
+  void* blank_posteriors;  // plane, or null when only the log-likelihood is wanted
+  void* label_posteriors;
+  void* workspace;  // (batch, workspace_elements)
+  int64_t workspace_elements;
+};
+
 // Elements of float (double) that one utterance needs as workspace.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors);
+int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors);
 
 // Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
-// the lattice. Each function does the items [begin, end).
+// the lattice, for the banded lattice as many utterances as a vector has lanes. Each function does
+// the items [begin, end).
 struct Kernels {
   const char* name;
+  int64_t vector_bytes;
   void (*arcs_forward)(const ArcsForward&, DType, int64_t begin, int64_t end);
   void (*arcs_backward)(const ArcsBackward&, DType, int64_t begin, int64_t end);
   void (*lattice)(const Lattice&, DType, int64_t begin, int64_t end);
+  void (*banded_lattice)(const BandedLattice&, DType, int64_t begin, int64_t end);
 };
 
 }  // namespace jax_rnnt

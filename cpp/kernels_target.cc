@@ -1,6 +1,7 @@
 // All kernels for one instruction set. The build compiles this file several times, with
 // JAX_RNNT_TARGET (a namespace), JAX_RNNT_VECTOR_BYTES and the compiler flags that belong to them.
 #include "arcs_kernels.h"
+#include "banded_kernels.h"
 #include "lattice_kernels.h"
 
 #define JAX_RNNT_STRING(x) #x
@@ -42,11 +43,25 @@ void lattice(const Lattice& p, DType dtype, int64_t begin, int64_t end) {
   }
 }
 
+void banded_lattice(const BandedLattice& p, DType dtype, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    if (dtype == DType::kF64) {
+      banded_lattice_group<double>(p, item * kLanes<double>);
+    } else {
+      banded_lattice_group<float>(p, item * kLanes<float>);
+    }
+  }
+}
+
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels table{JAX_RNNT_NAME(JAX_RNNT_TARGET), arcs_forward, arcs_backward,
-                                 lattice};
+  static constexpr Kernels table{JAX_RNNT_NAME(JAX_RNNT_TARGET),
+                                 JAX_RNNT_VECTOR_BYTES,
+                                 arcs_forward,
+                                 arcs_backward,
+                                 lattice,
+                                 banded_lattice};
   return table;
 }
 

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "../cpp/banded_calls.h"
 #include "kernels.h"
 
 namespace jax_rnnt {
@@ -46,6 +47,11 @@ XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Stream>(),
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Stream>(), kTraits);
 
+XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Stream>(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
+                       banded_lattice_score_signature<Stream>(), kTraits);
+
 }  // namespace
 
 std::vector<NamedHandler> handlers() {
@@ -54,6 +60,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
       {"jax_rnnt_lattice", lattice_handler},
       {"jax_rnnt_lattice_score", lattice_score_handler},
+      {"jax_rnnt_banded_lattice", banded_lattice_handler},
+      {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
   };
 }
 

@@ -63,17 +63,37 @@ def add(x: Extended, y: Extended) -> Extended:
 
 def normalise(row: Extended) -> tuple[Extended, jax.Array]:
     """Mantissas in [1, 2), and exponents relative to the largest of the row, which is returned."""
-    _, shift = jnp.frexp(lax.stop_gradient(row.mantissa))
-    positive = (row.mantissa > 0) & jnp.isfinite(row.mantissa)
-    shift = jnp.where(positive, shift.astype(jnp.int32) - 1, 0)
+    shift, positive = _excess(row)
     exponent = row.exponent + shift
     largest = jnp.max(jnp.where(positive, exponent, _INT32_MIN), axis=-1, keepdims=True)
     largest = jnp.where(largest == _INT32_MIN, 0, largest)
     relative = jnp.where(positive, exponent - largest, DEAD)
-    out_of_range = relative < DEAD
+    return _shifted(row.mantissa, shift, relative), largest[..., 0]
+
+
+def normalise_each(row: Extended) -> Extended:
+    """Mantissas in [1, 2), and exponents as they are then."""
+    shift, positive = _excess(row)
+    return _shifted(row.mantissa, shift, jnp.where(positive, row.exponent + shift, DEAD))
+
+
+def _excess(row: Extended) -> tuple[jax.Array, jax.Array]:
+    """By which powers of two mantissas exceed [1, 2), and where they are neither zero nor NaN."""
+    dtype = row.mantissa.dtype
+    info = jnp.finfo(dtype)
+    bias, integer = int(info.maxexp) - 1, jnp.int64 if info.bits == 64 else jnp.int32
+    raw = lax.bitcast_convert_type(lax.stop_gradient(row.mantissa), integer)
+    shift = (raw >> int(info.nmant)).astype(jnp.int32) - bias
+    positive = (shift > -bias) & (shift <= bias)
+    return jnp.where(positive, shift, 0), positive
+
+
+def _shifted(mantissa: jax.Array, shift: jax.Array, exponent: jax.Array) -> Extended:
+    """Mantissas divided by powers of two; zeros for exponents below DEAD."""
+    out_of_range = exponent < DEAD
     # Times 0, which keeps a NaN: out of range means no path, not one with another probability.
-    mantissa = row.mantissa * exp2(-shift, row.mantissa.dtype) * jnp.where(out_of_range, 0.0, 1.0)
-    return Extended(mantissa, jnp.where(out_of_range, DEAD, relative)), largest[..., 0]
+    scale = exp2(-shift, mantissa.dtype) * jnp.where(out_of_range, 0.0, 1.0)
+    return Extended(mantissa * scale, jnp.where(out_of_range, DEAD, exponent))
 
 
 def relative_to_largest(*rows: Extended) -> list[jax.Array]:
@@ -101,12 +121,12 @@ def log(mantissa: jax.Array, exponent: tuple[jax.Array, jax.Array]) -> jax.Array
     return jnp.where(mantissa == 0, -jnp.inf, result)
 
 
-def shift_right(row: Extended) -> Extended:
-    """Element u - 1 at u."""
-    first = row.exponent[..., :1]
-    exponent = jnp.concatenate([jnp.full_like(first, DEAD), row.exponent[..., :-1]], axis=-1)
-    zero = jnp.zeros_like(row.mantissa[..., :1])
-    return Extended(jnp.concatenate([zero, row.mantissa[..., :-1]], axis=-1), exponent)
+def shift_right(row: Extended, count: int = 1) -> Extended:
+    """Element u - count at u."""
+    first = row.exponent[..., :count]
+    exponent = jnp.concatenate([jnp.full_like(first, DEAD), row.exponent[..., :-count]], axis=-1)
+    zero = jnp.zeros_like(row.mantissa[..., :count])
+    return Extended(jnp.concatenate([zero, row.mantissa[..., :-count]], axis=-1), exponent)
 
 
 def shift_left(row: Extended) -> Extended:

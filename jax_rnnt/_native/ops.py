@@ -1,4 +1,5 @@
-"""The native ops: `arcs_fwd`, `arcs_bwd`, `lattice` and `lattice_score`."""
+"""The native ops: `arcs_fwd`, `arcs_bwd`, `lattice` and `banded_lattice`, the last two also as
+`*_score`, without posteriors."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import reference
+from .. import banded, reference
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
@@ -34,18 +35,40 @@ def _lattice_attributes(
     }
 
 
-def _lattice_workspace(
-    kernels: ModuleType, blank: Any, topology: Topology, with_posteriors: bool
-) -> list[CoreType]:
+def _banded_attributes(topology: Topology, delay_penalty: float, num_labels: int) -> dict[str, Any]:
+    return {
+        "topology": np.int64(_TOPOLOGY_CODES[topology]),
+        "delay_penalty": np.float64(delay_penalty),
+        "num_labels": np.int64(num_labels),
+    }
+
+
+def _known_sizes(blank: Any) -> tuple[int, int]:
     frames, cells = blank.shape
     if not (isinstance(frames, int) and isinstance(cells, int)):
         raise NotImplementedError(
             f"the native lattice needs T and U to be known when lowering, got (T, U+1) = "
             f"({frames}, {cells}). Export with symbolic batch dimensions only."
         )
+    return frames, cells
+
+
+def _lattice_workspace(
+    kernels: ModuleType, blank: Any, topology: Topology, with_posteriors: bool
+) -> list[CoreType]:
     code = _TOPOLOGY_CODES[topology]
     elements = kernels.lattice_workspace_elements(
-        frames, cells, code, with_posteriors, blank.dtype.itemsize
+        *_known_sizes(blank), code, with_posteriors, blank.dtype.itemsize
+    )
+    return [((elements,), blank.dtype)]
+
+
+def _banded_workspace(
+    kernels: ModuleType, blank: Any, topology: Topology, num_labels: int, with_posteriors: bool
+) -> list[CoreType]:
+    code = _TOPOLOGY_CODES[topology]
+    elements = kernels.banded_workspace_elements(
+        *_known_sizes(blank), num_labels, code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
 
@@ -93,6 +116,28 @@ _lattice_score_p = native_primitive(
     ),
 )
 
+_banded_lattice_p = native_primitive(
+    "jax_rnnt_banded_lattice",
+    core_ndim=2,
+    outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
+    fallback=lambda *args, num_labels, **params: banded.banded_lattice(*args, **params),
+    attributes=_banded_attributes,
+    workspace=lambda kernels, blank, *_, topology, num_labels, **params: _banded_workspace(
+        kernels, blank, topology, num_labels, True
+    ),
+)
+
+_banded_lattice_score_p = native_primitive(
+    "jax_rnnt_banded_lattice_score",
+    core_ndim=2,
+    outputs=lambda blank, *_, **params: [((), blank.dtype)],
+    fallback=lambda *args, num_labels, **params: [banded.banded_lattice_score(*args, **params)],
+    attributes=_banded_attributes,
+    workspace=lambda kernels, blank, *_, topology, num_labels, **params: _banded_workspace(
+        kernels, blank, topology, num_labels, False
+    ),
+)
+
 
 def arcs_fwd(
     logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
@@ -118,3 +163,19 @@ def lattice_score(
 ) -> jax.Array:
     """`reference.lattice_score` by the native kernel."""
     return _lattice_score_p.bind(*align_varying_axes(blank, label, bounds), **params)[0]
+
+
+def banded_lattice(
+    blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`banded.banded_lattice` by the native kernel. `num_labels` bounds the label positions."""
+    operands = align_varying_axes(blank, label, starts, bounds)
+    return tuple(_banded_lattice_p.bind(*operands, **params))
+
+
+def banded_lattice_score(
+    blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
+) -> jax.Array:
+    """`banded.banded_lattice_score` by the native kernel."""
+    operands = align_varying_axes(blank, label, starts, bounds)
+    return _banded_lattice_score_p.bind(*operands, **params)[0]

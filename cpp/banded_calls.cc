@@ -1,0 +1,71 @@
+#include "banded_calls.h"
+
+#include "ffi_decode.h"
+
+namespace jax_rnnt {
+
+ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
+                  Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
+                  AnyResult workspace, int64_t topology, double delay_penalty, int64_t num_labels) {
+  const Dimensions dims = blank.dimensions();
+  const ffi::DataType type = blank.element_type();
+  if (dims.size() < 2 || dims.back() < 1) return shape_error("blank", dims, "(*batch, T, S)");
+  if (type != ffi::F32 && type != ffi::F64) {
+    return ffi::Error::InvalidArgument("jax_rnnt: arcs must be f32 or f64");
+  }
+  dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
+  const size_t leading = dims.size() - 2;
+  const int64_t batch = product(dims, leading), frames = dims[leading];
+  if (elements(label.dimensions()) != elements(dims) || label.element_type() != type) {
+    return shape_error("label", label.dimensions(), "blank's shape and dtype");
+  }
+  if (elements(starts.dimensions()) != batch * frames) {
+    return shape_error("starts", starts.dimensions(), "(*batch, T)");
+  }
+  JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, batch));
+  if (elements(log_likelihood->dimensions()) != batch || log_likelihood->element_type() != type) {
+    return shape_error("log_likelihood", log_likelihood->dimensions(), "(*batch,)");
+  }
+  if (workspace->element_type() != type) {
+    return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the arcs' dtype");
+  }
+  if (num_labels < 0) return ffi::Error::InvalidArgument("jax_rnnt: num_labels must be >= 0");
+  JAX_RNNT_RETURN_IF_ERROR(check_code("topology", topology, Topology::kConstrained));
+  params = {
+      .batch = batch,
+      .frames = frames,
+      .cells = dims[leading + 1],
+      .labels = num_labels,
+      .topology = Topology(topology),
+      .delay_penalty = delay_penalty,
+      .blank = blank.untyped_data(),
+      .label = label.untyped_data(),
+      .starts = starts.typed_data(),
+      .bounds = reinterpret_cast<const Bounds*>(bounds.typed_data()),
+      .log_likelihood = log_likelihood->untyped_data(),
+      .blank_posteriors = nullptr,
+      .label_posteriors = nullptr,
+      .workspace = workspace->untyped_data(),
+      .workspace_elements = batch == 0 ? 0 : elements(workspace->dimensions()) / batch,
+  };
+  return ffi::Error::Success();
+}
+
+ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
+                  Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
+                  AnyResult blank_posteriors, AnyResult label_posteriors, AnyResult workspace,
+                  int64_t topology, double delay_penalty, int64_t num_labels) {
+  JAX_RNNT_RETURN_IF_ERROR(decode(params, dtype, blank, label, starts, bounds, log_likelihood,
+                                  workspace, topology, delay_penalty, num_labels));
+  for (AnyResult plane : {blank_posteriors, label_posteriors}) {
+    if (elements(plane->dimensions()) != elements(blank.dimensions()) ||
+        plane->element_type() != blank.element_type()) {
+      return shape_error("posteriors", plane->dimensions(), "blank's shape and dtype");
+    }
+  }
+  params.blank_posteriors = blank_posteriors->untyped_data();
+  params.label_posteriors = label_posteriors->untyped_data();
+  return ffi::Error::Success();
+}
+
+}  // namespace jax_rnnt
