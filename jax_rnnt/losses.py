@@ -13,6 +13,7 @@ from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .lattice import gradient_weights, lattice, lattice_score
+from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
 from .types import (
     ArcsOptions,
@@ -270,7 +271,7 @@ def _rnnt_loss(
     assert labels is not None
     operands = align_varying_axes(logits, labels, bounds)
     loss: Any = _dense_loss(arcs_options, lattice_options, *operands)
-    return _reduce(loss, reduction, utterances.where)
+    return reduce_losses(loss, reduction, utterances.where)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -282,13 +283,13 @@ def _dense_loss(
     bounds: jax.Array,
 ) -> jax.Array:
     blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
-    return _minus(lattice_score(lattice_options, blank, label, bounds))
+    return negative(lattice_score(lattice_options, blank, label, bounds))
 
 
 def _dense_loss_fwd(arcs_options, lattice_options, logits, labels, bounds):
     blank, label, denominators = arcs_fwd(arcs_options, logits, labels, bounds)
     log_likelihood, posteriors = lattice(lattice_options, blank, label, bounds)
-    return _minus(log_likelihood), (logits, labels, denominators, posteriors)
+    return negative(log_likelihood), (logits, labels, denominators, posteriors)
 
 
 def _dense_loss_bwd(arcs_options, lattice_options, residuals, cotangents):
@@ -316,7 +317,7 @@ def _rnnt_loss_from_arcs(
     operands = align_varying_axes(blank.astype(dtype), label.astype(dtype), bounds)
     result: Any = _arcs_loss(options, return_posteriors, *operands)
     loss, posteriors = result
-    return _reduce(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
+    return reduce_losses(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -329,13 +330,13 @@ def _arcs_loss(
 ) -> tuple[jax.Array, Posteriors | None]:
     if return_posteriors:
         log_likelihood, posteriors = lattice(options, blank, label, bounds)
-        return _minus(log_likelihood), posteriors
-    return _minus(lattice_score(options, blank, label, bounds)), None
+        return negative(log_likelihood), posteriors
+    return negative(lattice_score(options, blank, label, bounds)), None
 
 
 def _arcs_loss_fwd(options, return_posteriors, blank, label, bounds):
     log_likelihood, posteriors = lattice(options, blank, label, bounds)
-    return (_minus(log_likelihood), posteriors if return_posteriors else None), posteriors
+    return (negative(log_likelihood), posteriors if return_posteriors else None), posteriors
 
 
 def _arcs_loss_bwd(options, return_posteriors, posteriors, cotangents):
@@ -349,19 +350,3 @@ def _arcs_loss_bwd(options, return_posteriors, posteriors, cotangents):
 
 
 _arcs_loss.defvjp(_arcs_loss_fwd, _arcs_loss_bwd)
-
-
-def _minus(log_likelihood: jax.Array) -> jax.Array:
-    """The loss; 0 for certainty, where a negation gives -0."""
-    return 0 - log_likelihood
-
-
-def _reduce(loss: jax.Array, reduction: Reduction, where: Array | None) -> jax.Array:
-    """Utterances that `where` leaves out have loss 0 already."""
-    if reduction == "none":
-        return loss
-    total = jnp.sum(loss)
-    if reduction == "sum":
-        return total
-    kept = loss.size if where is None else jnp.sum(where)
-    return total / jnp.maximum(kept, 1).astype(loss.dtype)
