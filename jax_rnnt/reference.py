@@ -210,7 +210,7 @@ class _Fronts:
         frame_begin, frame_end, label_begin, label_end = (
             bounds[None, ..., i, None] for i in range(4)
         )
-        self.valid = _valid_bounds(bounds, T, W)
+        self.valid = valid_bounds(bounds, T, W)
         self.label_end = label_end[0]
         frames, labels = frame_end - frame_begin, label_end - label_begin
         self.empty, self.unlabelled = (frames <= 0)[0, ..., 0], (labels <= 0)[0, ..., 0]
@@ -320,7 +320,7 @@ def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:
     return lax.broadcasted_iota(jnp.int32, shape, axis % ndim)
 
 
-def _valid_bounds(bounds: jax.Array, T: int, W: int) -> jax.Array:
+def valid_bounds(bounds: jax.Array, T: int, W: int) -> jax.Array:
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
     frames_ok = (frame_begin >= 0) & (frame_begin <= frame_end) & (frame_end <= T)
     return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= W - 1)
@@ -331,7 +331,7 @@ def _cells_inside(bounds: jax.Array, T: int, W: int) -> jax.Array:
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None, None] for i in range(4))
     t, u = _axis_index(frame_begin.ndim, -2, T), _axis_index(frame_begin.ndim, -1, W)
     inside = (frame_begin <= t) & (t < frame_end) & (label_begin <= u) & (u <= label_end)
-    return inside & _valid_bounds(bounds, T, W)[..., None, None]
+    return inside & valid_bounds(bounds, T, W)[..., None, None]
 
 
 def _label_ids(labels: jax.Array, V: int) -> jax.Array:

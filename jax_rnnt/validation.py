@@ -75,6 +75,43 @@ def sizes_of(name: str, shape: tuple[int, ...], num_core_dims: int) -> Sizes:
     return Sizes(batch, core[0], core[1] - 1, core[2] if num_core_dims == 3 else None)
 
 
+def factored_sizes(am: tuple[int, ...], lm: tuple[int, ...]) -> Sizes:
+    """Sizes from the shapes of the additive joiner's halves."""
+    expected = "expected am (*batch, T, V) and lm (*batch, U+1, V)"
+    for name, shape in (("am", am), ("lm", lm)):
+        if len(shape) < 2:
+            raise ValueError(f"{name} has shape {shape}; {expected}, at least 2 dimensions.")
+    if am[:-2] != lm[:-2]:
+        raise ValueError(
+            f"lm has shape {lm} and am {am}; {expected}, with the same batch dimensions. If they "
+            "share one half, broadcast it with jnp.broadcast_to."
+        )
+    if am[-1] != lm[-1]:
+        raise ValueError(
+            f"lm has {lm[-1]} classes and am {am[-1]}, shapes {lm} and {am}; {expected}, with the "
+            "same V. Project both to the classes, blank included, first."
+        )
+    if isinstance(lm[-2], int) and lm[-2] < 1:
+        raise ValueError(
+            f"lm has shape {lm}, which is (*batch, U+1, V) with U+1 = 0; there is one label "
+            "position more than there are labels, so U+1 >= 1. Did you leave out the start symbol?"
+        )
+    if isinstance(am[-1], int) and am[-1] < 1:
+        raise ValueError(f"am has shape {am}, without classes; {expected}, V >= 1.")
+    return Sizes(am[:-2], am[-2], lm[-2] - 1, am[-1])
+
+
+def factored_scores(am: Any, lm: Any) -> tuple[jax.Array, jax.Array, Sizes]:
+    """The additive joiner's halves, of one dtype and of shapes that fit together."""
+    am, lm = float_scores("am", am), float_scores("lm", lm)
+    if lm.dtype != am.dtype:
+        raise TypeError(
+            f"lm has dtype {lm.dtype}; expected {am.dtype}, the dtype of am. Convert with "
+            "lm.astype(am.dtype)."
+        )
+    return am, lm, factored_sizes(am.shape, lm.shape)
+
+
 def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str) -> Array | None:
     """Labels, lengths or begins of the expected shape; None stays None."""
     if value is None:
