@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .per_shard import per_shard
-from .reference import accumulator_dtype, valid_bounds
+from .reference import accumulator_dtype, axis_index, valid_bounds
 from .types import ArcsOptions, Normalization
 
 
@@ -82,7 +82,7 @@ def _arcs_fwd(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`factored_arcs_fwd` with one batch dimension."""
     (_, T, V), W = am.shape, lm.shape[1]
-    frames, positions = _rows_inside(bounds, T, W)
+    frames, positions = rows_inside(bounds, T, W)
     am, lm = _masked(am, frames), _masked(lm, positions)
     label_ids = _label_ids(labels, V)
     at_label = jnp.broadcast_to(label_ids[:, None], (am.shape[0], T, W))
@@ -104,7 +104,7 @@ def _arcs_fwd(
             z = jnp.where(z == jnp.inf, jnp.nan, z)
             blank, label = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z) + label
     inside = frames[:, :, None] & positions[:, None, :]
-    has_label = inside & (_index(W)[None, None] < bounds[:, 3, None, None])
+    has_label = inside & (axis_index(3, -1, W) < bounds[:, 3, None, None])
     return (
         jnp.where(inside, blank, -jnp.inf),
         jnp.where(has_label, label, -jnp.inf),
@@ -154,7 +154,7 @@ def _arcs_bwd(
     add_columns = jax.vmap(lambda plane, ids, columns: plane.at[:, ids].add(columns))
     d_am = add_columns(d_am, label_ids, -label_weights)
     d_am = d_am.at[:, :, blank_id].add(jnp.sum(of_blank, axis=2))
-    is_label = _index(V)[None, None] == label_ids[..., None]
+    is_label = axis_index(3, -1, V) == label_ids[..., None]
     d_lm = d_lm - jnp.where(is_label, jnp.sum(label_weights, axis=1)[..., None], 0)
     d_lm = d_lm.at[:, :, blank_id].add(jnp.sum(of_blank, axis=1))
 
@@ -175,7 +175,7 @@ class _Rows(NamedTuple):
 def _rows(scores: jax.Array, blank_id: int, normalization: Normalization) -> _Rows:
     """Of the classes that the denominator sums over."""
     if normalization == "hat":
-        scores = jnp.where(_index(scores.shape[-1])[None, None] == blank_id, -jnp.inf, scores)
+        scores = jnp.where(axis_index(3, -1, scores.shape[-1]) == blank_id, -jnp.inf, scores)
     top = jnp.max(scores, axis=-1, keepdims=True)
     dead = top == -jnp.inf
     top = jnp.where(dead, 0, jnp.where(top == jnp.inf, jnp.nan, top))
@@ -260,11 +260,11 @@ def _log_ratio(am: jax.Array, lm: jax.Array, denominators: jax.Array) -> jax.Arr
     return jnp.where(forbidden, -jnp.inf, (am + lm) - jnp.where(forbidden, 0, denominators))
 
 
-def _rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Array]:
-    """Frames `(B, T)` and label positions `(B, U+1)` of valid utterances."""
-    valid = valid_bounds(bounds, T, W)[:, None]
-    frame_begin, frame_end, label_begin, label_end = (bounds[:, i, None] for i in range(4))
-    t, u = _index(T)[None], _index(W)[None]
+def rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Array]:
+    """Frames `(*batch, T)` and label positions `(*batch, U+1)` of valid utterances."""
+    valid = valid_bounds(bounds, T, W)[..., None]
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
+    t, u = axis_index(bounds.ndim, -1, T), axis_index(bounds.ndim, -1, W)
     frames = valid & (frame_begin <= t) & (t < frame_end)
     return frames, valid & (label_begin <= u) & (u <= label_end)
 
@@ -272,7 +272,3 @@ def _rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Arra
 def _label_ids(labels: jax.Array, V: int) -> jax.Array:
     """The label of each position, `(B, U+1)`, clipped to classes; the last one has none."""
     return jnp.clip(jnp.pad(labels, [(0, 0), (0, 1)]), 0, V - 1)
-
-
-def _index(size: int) -> jax.Array:
-    return jnp.arange(size, dtype=jnp.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
+
+from ._native.jax_versions import without_explicit_axes
 
 
 def per_shard(
@@ -54,7 +57,7 @@ def per_shard(
     partitioned.def_partition(
         partition=partition, infer_sharding_from_operands=infer_sharding, sharding_rule=rule
     )
-    mapped = custom_vmap(partitioned)
+    mapped = custom_vmap(partial(without_explicit_axes, partitioned, num_batch_dims))
 
     @mapped.def_vmap
     def _(size: int, is_mapped: Sequence[bool], *args: jax.Array) -> Any:
