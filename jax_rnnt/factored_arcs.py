@@ -81,19 +81,21 @@ def _arcs_fwd(
     normalization: Normalization,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`factored_arcs_fwd` with one batch dimension."""
-    (_, T, V), W = am.shape, lm.shape[1]
-    frames, positions = rows_inside(bounds, T, W)
-    am, lm = _masked(am, frames), _masked(lm, positions)
+    (B, T, V), W = am.shape, lm.shape[1]
+    dtype = accumulator_dtype(am.dtype)
     label_ids = _label_ids(labels, V)
-    at_label = jnp.broadcast_to(label_ids[:, None], (am.shape[0], T, W))
-    am_label = jnp.take_along_axis(am, at_label, axis=-1)
-    lm_label = jnp.take_along_axis(lm, label_ids[..., None], axis=-1)[:, None, :, 0]
-    am_blank, lm_blank = am[:, :, blank_id, None], lm[:, None, :, blank_id]
+    at_label = jnp.broadcast_to(label_ids[:, None], (B, T, W))
+    am_label = jnp.take_along_axis(am, at_label, axis=2).astype(dtype)
+    lm_label = jnp.take_along_axis(lm, label_ids[..., None], axis=2)[:, None, :, 0].astype(dtype)
+    am_blank = am[:, :, blank_id, None].astype(dtype)
+    lm_blank = lm[:, None, :, blank_id].astype(dtype)
+    frames, positions = rows_inside(bounds, T, W)
     if normalization == "none":
         blank, label = am_blank + lm_blank, am_label + lm_label
         denominators = jnp.zeros_like(blank)
     else:
-        am_rows, lm_rows = _rows(am, blank_id, normalization), _rows(lm, blank_id, normalization)
+        excluded = blank_id if normalization == "hat" else None
+        am_rows, lm_rows = _rows(am, frames, excluded), _rows(lm, positions, excluded)
         denominators = _log_denominators(am_rows, lm_rows)
         am_top, lm_top = am_rows.top, jnp.swapaxes(lm_rows.top, 1, 2)
         label = _log_ratio(am_label - am_top, lm_label - lm_top, denominators)
@@ -125,30 +127,21 @@ def _arcs_bwd(
     normalization: Normalization,
 ) -> tuple[jax.Array, jax.Array]:
     """`factored_arcs_bwd` with one batch dimension."""
-    V = am.shape[2]
+    V, dtype = am.shape[2], accumulator_dtype(am.dtype)
     active = (blank_weights != 0) | (label_weights != 0)
-    frames, positions = jnp.any(active, axis=2), jnp.any(active, axis=1)
-    x, y = _masked(am, frames), _masked(lm, positions)
-
+    scale, of_blank = blank_weights + label_weights, -blank_weights
     if normalization == "hat":
-        z = jnp.where(active, x[:, :, blank_id, None] + y[:, None, :, blank_id], 0)
+        z = am[:, :, blank_id, None].astype(dtype) + lm[:, None, :, blank_id].astype(dtype)
+        z = jnp.where(active, z, 0)
         of_blank = label_weights * jax.nn.sigmoid(z) - blank_weights * jax.nn.sigmoid(-z)
         scale = label_weights
-    else:
-        of_blank = -blank_weights
-        scale = blank_weights + label_weights
     if normalization == "none":
-        d_am, d_lm = jnp.zeros_like(x), jnp.zeros_like(y)
+        d_am, d_lm = jnp.zeros(am.shape, dtype), jnp.zeros(lm.shape, dtype)
     else:
-        spread = scale != 0
-        x = _masked(x, jnp.any(spread, axis=2))
-        y = _masked(y, jnp.any(spread, axis=1))
-        d_am, d_lm = _expected_counts(
-            _rows(x, blank_id, normalization),
-            _rows(y, blank_id, normalization),
-            denominators,
-            scale,
-        )
+        excluded = blank_id if normalization == "hat" else None
+        am_rows = _rows(am, jnp.any(scale != 0, axis=2), excluded)
+        lm_rows = _rows(lm, jnp.any(scale != 0, axis=1), excluded)
+        d_am, d_lm = _expected_counts(am_rows, lm_rows, denominators, scale)
 
     label_ids = _label_ids(labels, V)
     add_columns = jax.vmap(lambda plane, ids, columns: plane.at[:, ids].add(columns))
@@ -159,40 +152,50 @@ def _arcs_bwd(
     d_lm = d_lm.at[:, :, blank_id].add(jnp.sum(of_blank, axis=1))
 
     cotangents = cotangents[:, None, None]
-    d_am = jnp.where(frames[..., None], cotangents * d_am, 0)
-    d_lm = jnp.where(positions[..., None], cotangents * d_lm, 0)
+    d_am = jnp.where(jnp.any(active, axis=2)[..., None], cotangents * d_am, 0)
+    d_lm = jnp.where(jnp.any(active, axis=1)[..., None], cotangents * d_lm, 0)
     return d_am.astype(am.dtype), d_lm.astype(lm.dtype)
 
 
 class _Rows(NamedTuple):
-    """Scores less the largest of their row."""
+    """Scores relative to the largest of their row, computed where they are used: not stored."""
 
-    scores: jax.Array  # (B, rows, V), at most 0
-    top: jax.Array  # (B, rows, 1); NaN where a score is NaN or +inf
-    dead: jax.Array  # (B, rows): all scores are -inf
+    scores: jax.Array  # (B, rows, V), as the caller gave them
+    dead: jax.Array  # (B, rows, 1): rows that count as all -inf, whatever they hold
+    top: jax.Array  # (B, rows, 1): the largest; 0 for dead rows, NaN for NaN and +inf
+    excluded: int | None  # a class that counts as -inf
+
+    def relative(self, *index: jax.Array) -> jax.Array:
+        """All, or the rows of one utterance, or one row."""
+        scores = _without_class(self.scores[index], self.excluded)
+        return jnp.where(self.dead[index], -jnp.inf, scores - self.top[index])
 
 
-def _rows(scores: jax.Array, blank_id: int, normalization: Normalization) -> _Rows:
-    """Of the classes that the denominator sums over."""
-    if normalization == "hat":
-        scores = jnp.where(axis_index(3, -1, scores.shape[-1]) == blank_id, -jnp.inf, scores)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    dead = top == -jnp.inf
+def _rows(scores: jax.Array, used: jax.Array, excluded: int | None) -> _Rows:
+    top = jnp.max(_without_class(scores, excluded), axis=2, keepdims=True)
+    dead = ~used[..., None] | (top == -jnp.inf)
     top = jnp.where(dead, 0, jnp.where(top == jnp.inf, jnp.nan, top))
-    return _Rows(scores - top, top, dead[..., 0])
+    return _Rows(scores, dead, top, excluded)
+
+
+def _without_class(scores: jax.Array, excluded: int | None) -> jax.Array:
+    scores = scores.astype(accumulator_dtype(scores.dtype))
+    if excluded is None:
+        return scores
+    return jnp.where(axis_index(scores.ndim, -1, scores.shape[-1]) == excluded, -jnp.inf, scores)
 
 
 def _log_denominators(am: _Rows, lm: _Rows) -> jax.Array:
     """log sum_v exp(am[t, v] + lm[u, v]), `(B, T, U+1)`."""
-    sums = _products("btv,buv->btu", jnp.exp(am.scores), jnp.exp(lm.scores))
-    alive = ~(am.dead[:, :, None] | lm.dead[:, None, :])
-    inexact = jnp.any(alive & (sums < _smallest_exact_sum(am.scores)), axis=2)
+    sums = _products("btv,buv->btu", jnp.exp(am.relative()), jnp.exp(lm.relative()))
+    dead = am.dead | jnp.swapaxes(lm.dead, 1, 2)
+    inexact = jnp.any(~dead & (sums < _smallest_exact_sum(am)), axis=2)
 
     def one_frame(b: jax.Array, t: jax.Array, logs: jax.Array) -> jax.Array:
-        terms = am.scores[b, t][None] + lm.scores[b]
-        top = jnp.max(terms, axis=-1, keepdims=True)
+        terms = am.relative(b, t)[None] + lm.relative(b)
+        top = jnp.max(terms, axis=1, keepdims=True)
         top = jnp.where(top == -jnp.inf, 0, top)
-        row = top[:, 0] + jnp.log(jnp.sum(jnp.exp(terms - top), axis=-1))
+        row = top[:, 0] + jnp.log(jnp.sum(jnp.exp(terms - top), axis=1))
         return logs.at[b, t].set(row)
 
     return _for_each_frame(inexact, one_frame, jnp.log(sums))
@@ -206,19 +209,18 @@ def _expected_counts(
     Returns:
       The sums over u, `(B, T, V)`, and over t, `(B, U+1, V)`.
     """
-    used = weights != 0
-    logs = jnp.where(used, denominators, jnp.inf)
-    inexact = jnp.any(logs < jnp.log(_smallest_exact_sum(am.scores)), axis=2)
+    logs = jnp.where(weights != 0, denominators, jnp.inf)
+    inexact = jnp.any(logs < jnp.log(_smallest_exact_sum(am)), axis=2)
     factors = jnp.where(inexact[..., None], 0, weights * jnp.exp(-logs))
-    am_exp, lm_exp = jnp.exp(am.scores), jnp.exp(lm.scores)
-    over_u = am_exp * _products("btu,buv->btv", factors, lm_exp)
+    am_exp, lm_exp = jnp.exp(am.relative()), jnp.exp(lm.relative())
     over_t = lm_exp * _products("btu,btv->buv", factors, am_exp)
+    over_u = am_exp * _products("btu,buv->btv", factors, lm_exp)
 
     def one_frame(
         b: jax.Array, t: jax.Array, sums: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         over_u, over_t = sums
-        terms = am.scores[b, t][None] + lm.scores[b]
+        terms = am.relative(b, t)[None] + lm.relative(b)
         counts = weights[b, t][:, None] * jnp.exp(terms - logs[b, t][:, None])
         return over_u.at[b, t].set(jnp.sum(counts, axis=0)), over_t.at[b].add(counts)
 
@@ -229,10 +231,10 @@ def _products(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, y, precision=lax.Precision.HIGHEST)
 
 
-def _smallest_exact_sum(x: jax.Array) -> jax.Array:
+def _smallest_exact_sum(rows: _Rows) -> jax.Array:
     """What V products that fall below the normal numbers change by no more than rounding does."""
-    info = jnp.finfo(x.dtype)
-    return jnp.asarray(x.shape[-1] * (float(info.tiny) / float(info.eps)), x.dtype)
+    info = jnp.finfo(rows.top.dtype)
+    return jnp.asarray(rows.scores.shape[2] * (float(info.tiny) / float(info.eps)), info.dtype)
 
 
 def _for_each_frame(frames: jax.Array, function: Callable[..., Any], carry: Any) -> Any:
@@ -247,11 +249,6 @@ def _for_each_frame(frames: jax.Array, function: Callable[..., Any], carry: Any)
         return left.at[first].set(False), function(first // T, first % T, carry)
 
     return lax.while_loop(lambda state: jnp.any(state[0]), step, (frames.ravel(), carry))[1]
-
-
-def _masked(scores: jax.Array, rows: jax.Array) -> jax.Array:
-    """In the dtype of the arithmetic, and 0 in the other rows, whatever they hold."""
-    return jnp.where(rows[..., None], scores.astype(accumulator_dtype(scores.dtype)), 0)
 
 
 def _log_ratio(am: jax.Array, lm: jax.Array, denominators: jax.Array) -> jax.Array:
