@@ -2,9 +2,19 @@
 
 from importlib.metadata import version as _version
 
+from .arc_terms import rnnt_loss_from_arc_terms
+from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .types import Posteriors
 
 __version__ = _version("jax-rnnt")
 
-__all__ = ["Posteriors", "check_inputs", "rnnt_loss", "rnnt_loss_from_arcs"]
+__all__ = [
+    "Posteriors",
+    "check_inputs",
+    "rnnt_loss",
+    "rnnt_loss_from_arc_terms",
+    "rnnt_loss_from_arcs",
+    "rnnt_loss_simple",
+    "rnnt_loss_smoothed",
+]
