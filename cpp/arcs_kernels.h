@@ -3,95 +3,10 @@
 #pragma once
 
 #include "kernels.h"
+#include "log_sum_exp.h"
 #include "simd.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
-
-// The rows of one frame, and how to touch vectors of them. The last vector of a row may reach into
-// what follows: reads are masked, and stores only ever spill into rows that are written later.
-template <class In>
-struct RowReader {
-  using T = Accumulator<In>;
-  const In* buffer_end;  // of all logits
-
-  JAX_RNNT_INLINE_MEMBER Vec<T> operator()(const In* x) const { return load_lanes(x); }
-
-  JAX_RNNT_INLINE_MEMBER Vec<T> partial(const In* x, int size) const {
-    if (buffer_end - x >= kLanes<T>) return load_lanes(x);
-    In lanes[kLanes<T>] = {};
-    for (int i = 0; i < size; ++i) lanes[i] = x[i];
-    return load_lanes(lanes);
-  }
-};
-
-template <class T>
-struct LogSumExp {
-  T max, sum;  // log sum exp = max + log(sum)
-};
-
-// Over the classes of one row, without class `skipped` if there is such a class. `max` is finite
-// unless an element is +inf; without any finite element `sum` is 0.
-template <bool kSkip, class In>
-JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, int64_t skipped,
-                                                       const RowReader<In>& read) {
-  using T = Accumulator<In>;
-  constexpr int L = kLanes<T>;
-  constexpr int kBlock = JAX_RNNT_VECTOR_BYTES >= 64 ? 8 : 4;
-  const int64_t full = V / L * L;
-  const int rest = int(V - full);
-  const Vec<T> minus_inf = broadcast<T>(T(-__builtin_inf()));
-  const auto masked = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
-    if constexpr (kSkip) v = lane_index<T>() == Int<T>(skipped - i) ? minus_inf : v;
-    return v;
-  };
-  const auto vector = [&](int64_t i)
-                          __attribute__((always_inline)) { return masked(read(x + i), i); };
-  const auto tail = [&]() __attribute__((always_inline)) {
-    const Vec<T> v = masked(read.partial(x + full, rest), full);
-    return lane_index<T>() < Int<T>(rest) ? v : minus_inf;
-  };
-  // Not -inf, whose difference to itself is NaN.
-  Vec<T> max = broadcast<T>(Traits<T>::kLowest), sum{};
-
-  if (V <= kBlock * L) {  // a short row: its maximum first, then its exponentials
-    const Vec<T> last = rest != 0 ? tail() : minus_inf;
-    for (int64_t i = 0; i < full; i += L) {
-      const Vec<T> v = vector(i);
-      max = v > max ? v : max;
-    }
-    max = max_of_lanes<T>(last > max ? last : max);
-    if (rest != 0) sum = exp_nonpositive<T>(last - max);
-    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(vector(i) - max);
-    return {max[0], sum_of_lanes<T>(sum)[0]};
-  }
-
-  // A long row: block by block, a maximum and a sum per lane, so that memory is read while
-  // exponentials are computed, and every logit is read once.
-  const auto add_to = [&](const Vec<T>& v, Vec<T> new_max) __attribute__((always_inline)) {
-    sum = sum * exp_nonpositive<T>(max - new_max) + exp_nonpositive<T>(v - new_max);
-    max = new_max;
-  };
-  int64_t i = 0;
-  for (; i + kBlock * L <= V; i += kBlock * L) {
-    Vec<T> block[kBlock], new_max = max;
-    for (int k = 0; k < kBlock; ++k) {
-      block[k] = vector(i + k * L);
-      new_max = block[k] > new_max ? block[k] : new_max;
-    }
-    add_to(block[0], new_max);
-    for (int k = 1; k < kBlock; ++k) sum += exp_nonpositive<T>(block[k] - new_max);
-  }
-  for (; i < full; i += L) {
-    const Vec<T> v = vector(i);
-    add_to(v, v > max ? v : max);
-  }
-  if (rest != 0) {
-    const Vec<T> v = tail();
-    add_to(v, v > max ? v : max);
-  }
-  const Vec<T> row_max = max_of_lanes<T>(max);
-  return {row_max[0], sum_of_lanes<T>(sum * exp_nonpositive<T>(max - row_max))[0]};
-}
 
 // x - (max + log_sum), without rounding the sum to the size of large logits. A forbidden class
 // stays forbidden also where all are, and log_sum is -inf.
@@ -129,6 +44,8 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   T* label_out = static_cast<T*>(p.label) + item * p.cells;
   T* denominator_out = static_cast<T*>(p.denominators) + item * p.cells;
   const T minus_inf = T(-__builtin_inf());
+  In forbidden;
+  store_scalar(&forbidden, minus_inf);
   const auto fill_padding = [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       blank_out[u] = label_out[u] = minus_inf;
@@ -140,27 +57,32 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
   for (int64_t u0 = range.begin; u0 < range.end; u0 += kRows) {
     const int rows = range.end - u0 < kRows ? int(range.end - u0) : kRows;
     T max[kRows], sum[kRows], blank[kRows], label[kRows];
+    In blank_scores[kRows], label_scores[kRows];
+    if (p.normalization == Normalization::kSoftmax) {
+      log_sum_exp_of_rows<false>(logits + u0 * V, rows, V, -1, read, max, sum);
+    } else if (p.normalization == Normalization::kHat) {
+      log_sum_exp_of_rows<true>(logits + u0 * V, rows, V, p.blank_id, read, max, sum);
+    } else {
+      for (int r = 0; r < rows; ++r) max[r] = 0, sum[r] = 1;
+    }
+    // After the sums, which have brought the rows into the cache in order. Numbers of 16 bits are
+    // converted below, many at once.
     for (int r = 0; r < rows; ++r) {
       const In* x = logits + (u0 + r) * V;
       const int64_t u = u0 + r;
       const int64_t k = u < bounds.label_end ? labels[u] : -1;
-      blank[r] = load_scalar(x + p.blank_id);
-      label[r] = 0 <= k && k < V ? load_scalar(x + k) : minus_inf;
-      LogSumExp<T> total{0, 1};
-      if (p.normalization == Normalization::kSoftmax) {
-        total = log_sum_exp<false>(x, V, -1, read);
-      } else if (p.normalization == Normalization::kHat) {
-        total = log_sum_exp<true>(x, V, p.blank_id, read);
-      }
-      max[r] = total.max;
-      sum[r] = total.sum;
+      blank_scores[r] = x[p.blank_id];
+      label_scores[r] = 0 <= k && k < V ? x[k] : forbidden;
     }
-    for (int r = rows; r % L != 0; ++r) max[r] = sum[r] = blank[r] = label[r] = 0;
+    for (int r = rows; r % L != 0; ++r) {
+      max[r] = sum[r] = 0;
+      blank_scores[r] = label_scores[r] = In{};
+    }
     for (int r = 0; r < rows; r += L) {
       const Vec<T> row_max = load<Vec<T>>(max + r);
       const Vec<T> log_sum = log_positive<T>(load<Vec<T>>(sum + r));
-      Vec<T> log_blank = load<Vec<T>>(blank + r);
-      Vec<T> log_label = load<Vec<T>>(label + r);
+      Vec<T> log_blank = load_lanes(blank_scores + r);
+      Vec<T> log_label = load_lanes(label_scores + r);
       if (p.normalization == Normalization::kSoftmax) {
         log_blank = log_ratio<T>(log_blank, row_max, log_sum);
         log_label = log_ratio<T>(log_label, row_max, log_sum);
@@ -209,8 +131,8 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
   const T scale = kHat ? w.label : w.blank + w.label;
-  // Where only blank has weight, the other classes of "hat" may all be forbidden.
-  const T denominator = scale == 0 ? T(__builtin_inf()) : w.denominator;
+  // Where only blank has weight, "hat" has no use for the other classes, which may be anything.
+  const bool spread = !kHat || scale != 0;
   T hat_blank = 0;
   if constexpr (kHat) {
     const T z = load_scalar(x + blank_id);
@@ -219,7 +141,7 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
   }
   const auto gradient_of = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
     const IntVec<T> classes = lane_index<T>();
-    Vec<T> unit = scale * exp_nonpositive<T>(v - denominator);
+    Vec<T> unit = spread ? scale * exp_nonpositive<T>(v - w.denominator) : Vec<T>{};
     unit = classes == Int<T>(label_id - i) ? unit - w.label : unit;
     const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
     unit = classes == Int<T>(blank_id - i) ? blank_unit : unit;

@@ -6,6 +6,13 @@
 
 #include <cstdint>
 
+// The CUDA kernels take the same structs.
+#ifdef __CUDACC__
+#define JAX_RNNT_HOST_DEVICE __host__ __device__
+#else
+#define JAX_RNNT_HOST_DEVICE
+#endif
+
 namespace jax_rnnt {
 
 enum class DType { kF32, kF64, kBF16, kF16 };
@@ -27,7 +34,8 @@ struct Bounds {
   int32_t frame_begin, frame_end, label_begin, label_end;
 
   // Always inlined: a copy shared between instruction sets could be compiled for the wrong one.
-  __attribute__((always_inline)) bool valid(int64_t frames, int64_t labels) const {
+  __attribute__((always_inline)) JAX_RNNT_HOST_DEVICE bool valid(int64_t frames,
+                                                                 int64_t labels) const {
     return 0 <= frame_begin && frame_begin <= frame_end && frame_end <= frames &&
            0 <= label_begin && label_begin <= label_end && label_end <= labels;
   }

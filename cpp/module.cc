@@ -4,7 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "dispatch.h"
-#include "ffi_handlers.h"
+#include "python_module.h"
 
 namespace nb = nanobind;
 
@@ -12,17 +12,19 @@ namespace {
 
 nb::dict registrations() {
   jax_rnnt::active_kernels();  // A bad JAX_RNNT_CPU_TARGET is an exception here, not in a call.
-  nb::dict capsules;
-  for (const auto& [target, handler] : jax_rnnt::handlers()) {
-    capsules[target] = nb::capsule(reinterpret_cast<void*>(handler));
-  }
-  return capsules;
+  return jax_rnnt::registrations();
 }
 
+// An element is a float or a double, of which an utterance needs as many.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, int64_t topology,
-                                   bool with_posteriors) {
+                                   bool with_posteriors, int64_t /*element_bytes*/) {
   return jax_rnnt::lattice_workspace_elements(frames, cells, jax_rnnt::Topology(topology),
                                               with_posteriors);
+}
+
+int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors,
+                                  int64_t /*element_bytes*/) {
+  return jax_rnnt::banded_workspace_elements(frames, cells, with_posteriors);
 }
 
 }  // namespace
@@ -31,10 +33,10 @@ NB_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of jax_rnnt, as XLA FFI handlers.";
   m.def("registrations", &registrations, "FFI target name to handler capsule.");
   m.def("lattice_workspace_elements", &lattice_workspace_elements, nb::arg("frames"),
-        nb::arg("cells"), nb::arg("topology"), nb::arg("with_posteriors"),
+        nb::arg("cells"), nb::arg("topology"), nb::arg("with_posteriors"), nb::arg("element_bytes"),
         "Workspace of one utterance, in elements of the arcs' dtype.");
-  m.def("banded_workspace_elements", &jax_rnnt::banded_workspace_elements, nb::arg("frames"),
-        nb::arg("cells"), nb::arg("with_posteriors"),
+  m.def("banded_workspace_elements", &banded_workspace_elements, nb::arg("frames"),
+        nb::arg("cells"), nb::arg("with_posteriors"), nb::arg("element_bytes"),
         "Workspace of one utterance of a band, in elements of the arcs' dtype.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");

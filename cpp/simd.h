@@ -81,12 +81,6 @@ JAX_RNNT_INLINE Vec<T> broadcast(T x) {
   return Vec<T>{} + x;
 }
 
-// The second operand wins when the first is NaN, and the first never hides a NaN in the second.
-template <class V>
-JAX_RNNT_INLINE V max_keep_nan(V lower, V x) {
-  return x < lower ? lower : x;
-}
-
 template <class T>
 JAX_RNNT_INLINE IntVec<T> lane_index() {
   IntVec<T> v{};
@@ -211,11 +205,22 @@ JAX_RNNT_INLINE RangeReduced<T> reduce_by_ln2(Vec<T> x) {
 
 // exp(x) for x <= 0: results below the smallest normal number are 0, exp(-inf) = 0, NaN stays NaN.
 // Within 1 ULP in float where the instruction set has FMA.
+//
+// The multiple of ln 2 is rounded to an integer that already has the exponent's bias and whose low
+// bits are the exponent of the scale; and the bound is hidden from the compiler, since GCC makes
+// two or three instructions of a maximum that has a constant operand.
 template <class T>
 JAX_RNNT_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
-  const T underflow = T(-Traits<T>::kExponentBias) / Traits<T>::kLog2e;
-  const RangeReduced<T> reduced = reduce_by_ln2<T>(max_keep_nan(broadcast<T>(underflow), x));
-  return exp_reduced(reduced.remainder) * exp2_int<T>(reduced.quotient);
+  using C = Traits<T>;
+  constexpr T kMagic = C::kRoundingMagic + C::kExponentBias;
+  Int<T> underflow_bits = bits<Int<T>>(T(-C::kExponentBias) / C::kLog2e);
+  __asm__("" : "+r"(underflow_bits));
+  const Vec<T> underflow = bits<Vec<T>>(IntVec<T>{} + underflow_bits);
+  x = underflow > x ? underflow : x;  // NaN stays
+  const Vec<T> shifted = x * C::kLog2e + kMagic;
+  const Vec<T> n = shifted - kMagic;
+  const Vec<T> scale = bits<Vec<T>>(bits<IntVec<T>>(shifted) << C::kMantissaBits);
+  return exp_reduced((x - n * C::kLn2High) - n * C::kLn2Low) * scale;
 }
 
 // log(x) for finite normal x > 0; 0 gives -inf, NaN stays NaN. About 1 ULP.

@@ -110,7 +110,8 @@ def arcs_bwd(
     hits = jnp.where(is_blank, blank, 0) + jnp.where(is_label, label, 0)
     scale = blank + label if normalization == "softmax" else label
     spread = active & (scale != 0)
-    probabilities = jnp.exp(x - jnp.where(spread, denominators[..., None], jnp.inf))
+    # Where only blank has weight, "hat" has no use for the other classes, which may be anything.
+    probabilities = jnp.exp(jnp.where(spread, x - denominators[..., None], -jnp.inf))
     if normalization == "none":
         unit = -hits
     elif normalization == "softmax":

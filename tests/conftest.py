@@ -16,6 +16,7 @@ if _flag not in os.environ.get(
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from cuda_emulation import build  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -34,15 +35,19 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
-        choices=("cpu", "cuda"),
+        choices=("cpu", "cuda", "cuda-emulated"),
         default="cpu",
-        help="platform that the tests run on; one that is not there is an error, never a skip",
+        help="platform that the tests run on; one that is not there is an error, never a skip. "
+        "cuda-emulated: the CUDA kernels, compiled for the CPU",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Select the platform before any test module touches jax."""
     backend = config.getoption("--backend")
+    if backend == "cuda-emulated":
+        backend = "cpu"
+        build.install()
     jax.config.update("jax_platforms", "cpu" if backend == "cpu" else f"{backend},cpu")
     try:
         found = {"cuda": "gpu"}.get(backend, backend)

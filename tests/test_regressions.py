@@ -131,3 +131,19 @@ def test_hostile_arguments(arguments: dict, error: type[Exception], message: str
     if "labels" in message:
         with pytest.raises(error, match=message):
             check_inputs(np.zeros((2, 4, 3, 5), np.float32), arguments["labels"])
+
+
+def test_hat_ignores_other_classes_without_label_arcs(implementation: str) -> None:
+    """HAT's blank is a Bernoulli variable of its own: where no label can follow, the other classes
+    have no effect, whatever they hold.
+    """
+    logits = np.zeros((1, 2, 1, 3), np.float32)
+    logits[0, 0, 0, 1], logits[0, 1, 0, 2] = np.inf, np.nan
+    labels = np.zeros((1, 0), np.int32)
+
+    def total(x: jax.Array) -> jax.Array:
+        return rnnt_loss(x, labels, normalization="hat", implementation=implementation).sum()
+
+    loss, gradient = jax.value_and_grad(total)(jnp.asarray(logits))
+    np.testing.assert_allclose(loss, 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.broadcast_to([-0.5, 0, 0], (1, 2, 1, 3)), rtol=1e-6)

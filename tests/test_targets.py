@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Options, random_batch
+from cases import Options, expected, random_batch, run, valid_cells
 from test_values import check_dtype
 
 from jax_rnnt._native import _cpu
@@ -43,6 +43,42 @@ def test_rows(target: str, dtype: Any, normalization: str) -> None:
     for classes in (2, 5, 20, 70, 300):
         batch = random_batch(rng, 6, 5, 3, classes, scale=2.0, dtype=dtype, **options)
         check_dtype(batch, "native", dtype, options)
+
+
+# Labels a frame has one more row than, and classes: around multiples of all vector widths, and of
+# the 64 rows and 128 classes up to which rows are taken together.
+SHAPES = [
+    (0, 2),
+    (8, 2),
+    (14, 5),
+    (15, 16),
+    (16, 17),
+    (30, 28),
+    (19, 33),
+    (68, 64),
+    (9, 128),
+    (9, 129),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("normalization", ["softmax", "hat"])
+def test_short_rows(target: str, shape: tuple[int, int], normalization: str) -> None:
+    """Rows that are taken together: NaN in the rows around them, classes and rows that are -inf."""
+    labels, classes = shape
+    rng = np.random.default_rng(2)
+    options: Options = {"normalization": normalization, "blank_id": classes - 2}
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
+        batch = random_batch(rng, 8, 4, labels, classes, scale=2.0, dtype=dtype, **options)
+        if labels:
+            batch.logits[2:5][rng.random(batch.logits[2:5].shape) < 0.03] = -np.inf
+            batch.logits[5:, 1, labels // 2] = -np.inf
+        wanted = expected(batch, **options)
+        assert np.isfinite(wanted.loss).sum() > 2
+        batch.logits[~valid_cells(batch)] = np.nan
+        loss, grad = run(batch, "native", **options)
+        np.testing.assert_allclose(loss, wanted.loss, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(grad, wanted.grad, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda d: np.dtype(d).name)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 
 from .. import banded, reference
 from ..types import Normalization, Topology
-from ._cpu import banded_workspace_elements, lattice_workspace_elements
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
 
@@ -52,14 +52,21 @@ def _known_sizes(blank: Any) -> tuple[int, int]:
     return frames, cells
 
 
-def _lattice_workspace(blank: Any, topology: Topology, with_posteriors: bool) -> list[CoreType]:
+def _lattice_workspace(
+    kernels: ModuleType, blank: Any, topology: Topology, with_posteriors: bool
+) -> list[CoreType]:
     code = _TOPOLOGY_CODES[topology]
-    elements = lattice_workspace_elements(*_known_sizes(blank), code, with_posteriors)
+    elements = kernels.lattice_workspace_elements(
+        *_known_sizes(blank), code, with_posteriors, blank.dtype.itemsize
+    )
     return [((elements,), blank.dtype)]
 
 
-def _banded_workspace(blank: Any, with_posteriors: bool) -> list[CoreType]:
-    return [((banded_workspace_elements(*_known_sizes(blank), with_posteriors),), blank.dtype)]
+def _banded_workspace(kernels: ModuleType, blank: Any, with_posteriors: bool) -> list[CoreType]:
+    elements = kernels.banded_workspace_elements(
+        *_known_sizes(blank), with_posteriors, blank.dtype.itemsize
+    )
+    return [((elements,), blank.dtype)]
 
 
 _arcs_fwd_p = native_primitive(
@@ -89,7 +96,9 @@ _lattice_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
     fallback=reference.lattice,
     attributes=_lattice_attributes,
-    workspace=lambda blank, *_, topology, **params: _lattice_workspace(blank, topology, True),
+    workspace=lambda kernels, blank, *_, topology, **params: _lattice_workspace(
+        kernels, blank, topology, True
+    ),
 )
 
 _lattice_score_p = native_primitive(
@@ -98,7 +107,9 @@ _lattice_score_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
     fallback=lambda *args, **params: [reference.lattice_score(*args, **params)],
     attributes=_lattice_attributes,
-    workspace=lambda blank, *_, topology, **params: _lattice_workspace(blank, topology, False),
+    workspace=lambda kernels, blank, *_, topology, **params: _lattice_workspace(
+        kernels, blank, topology, False
+    ),
 )
 
 _banded_lattice_p = native_primitive(
@@ -107,7 +118,7 @@ _banded_lattice_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
     fallback=banded.banded_lattice,
     attributes=_banded_attributes,
-    workspace=lambda blank, *_, **params: _banded_workspace(blank, True),
+    workspace=lambda kernels, blank, *_, **params: _banded_workspace(kernels, blank, True),
 )
 
 _banded_lattice_score_p = native_primitive(
@@ -116,7 +127,7 @@ _banded_lattice_score_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
     fallback=lambda *args, **params: [banded.banded_lattice_score(*args, **params)],
     attributes=_banded_attributes,
-    workspace=lambda blank, *_, **params: _banded_workspace(blank, False),
+    workspace=lambda kernels, blank, *_, **params: _banded_workspace(kernels, blank, False),
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,14 +14,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from . import jax_versions
-from ._cpu import registrations
+from .platforms import HOW_TO_GET_CUDA, KERNELS
 
 # A core type is the shape (without batch dimensions) and dtype of an output.
 CoreType = tuple[tuple[int, ...], Any]
-
-for _name, _handler in registrations().items():
-    jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
-    jax.ffi.register_ffi_target_as_batch_partitionable(_name)
 
 
 def native_primitive(
@@ -29,9 +27,9 @@ def native_primitive(
     outputs: Callable[..., Sequence[CoreType]],
     fallback: Callable[..., Sequence[jax.Array]],
     attributes: Callable[..., Mapping[str, Any]],
-    workspace: Callable[..., Sequence[CoreType]] = lambda *avals, **params: (),
+    workspace: Callable[..., Sequence[CoreType]] = lambda kernels, *avals, **params: (),
 ) -> Primitive:
-    """A primitive that runs `target` on CPU and `fallback`, in pure JAX, elsewhere.
+    """A primitive that runs `target` on CPU and CUDA, and `fallback`, in pure JAX, elsewhere.
 
     Args:
       target: FFI target name; operands, then outputs, then workspaces are its buffers. All of them
@@ -40,8 +38,8 @@ def native_primitive(
       outputs: `(*core avals, **params)` to the core types of the outputs.
       fallback: the same function of arrays in JAX.
       attributes: `**params` to FFI attributes.
-      workspace: `(*core avals, **params)` to core types of scratch outputs, which the primitive
-        hides.
+      workspace: `(kernels, *core avals, **params)` to core types of scratch outputs, which the
+        primitive hides; `kernels` is the platform's extension module.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.
@@ -67,10 +65,10 @@ def native_primitive(
         del native
         return output_types(outputs, avals, params)
 
-    def lower_native(ctx, *operands, native, **params):
+    def lower_native(kernels: ModuleType, ctx, *operands, native, **params):
         del native
         n = batch_dims(ctx.avals_in)
-        scratch = output_types(workspace, ctx.avals_in, params)
+        scratch = output_types(partial(workspace, kernels), ctx.avals_in, params)
         ctx = ctx.replace(avals_out=[*ctx.avals_out, *scratch])
         extra: dict[str, mlir.ir.Attribute] = {
             "mhlo.frontend_attributes": mlir.ir.DictAttr.get(
@@ -90,12 +88,23 @@ def native_primitive(
             platforms = ctx.platforms or ctx.module_context.platforms
             raise NotImplementedError(
                 f"implementation='native' has no kernel for platform {', '.join(platforms)!r}, "
-                "only for cpu. Use implementation='auto', which is pure JAX there, or 'xla'."
+                f"only for {' and '.join(KERNELS)}. Use implementation='auto', which is pure JAX "
+                "there, or 'xla'."
             )
         return mlir.lower_fun(partial(fallback, **params), multiple_results=True)(ctx, *operands)
 
+    def lower_without_cuda_kernels(ctx, *operands, native, **params):
+        if native:
+            raise NotImplementedError(
+                f"implementation='native' has no kernel for platform 'cuda': {HOW_TO_GET_CUDA}."
+            )
+        _warn_of_missing_cuda_kernels()
+        return lower_fallback(ctx, *operands, native=native, **params)
+
     mlir.register_lowering(primitive, lower_fallback)
-    mlir.register_lowering(primitive, lower_native, platform="cpu")
+    mlir.register_lowering(primitive, lower_without_cuda_kernels, platform="cuda")
+    for platform, kernels in KERNELS.items():
+        mlir.register_lowering(primitive, partial(lower_native, kernels), platform=platform)
 
     def batch(args, dims, **params):
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
@@ -115,6 +124,16 @@ def native_primitive(
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
     return primitive
+
+
+@cache
+def _warn_of_missing_cuda_kernels() -> None:
+    """Once: all the ops of a program are lowered one after another."""
+    warnings.warn(
+        f"On this GPU, jax_rnnt runs in pure JAX, several times slower than its kernels: "
+        f"{HOW_TO_GET_CUDA}. implementation='xla' asks for pure JAX without this warning.",
+        stacklevel=2,
+    )
 
 
 def sharding_rule(

@@ -1,0 +1,60 @@
+#include "../cpp/ffi_handlers.h"
+
+#include <string>
+
+#include "kernels.h"
+
+namespace jax_rnnt {
+namespace {
+
+using Stream = ffi::PlatformStream<cudaStream_t>;
+
+ffi::Error error_of(cudaError_t status) {
+  if (status == cudaSuccess) return ffi::Error::Success();
+  return ffi::Error::Internal(std::string("jax_rnnt: CUDA: ") + cudaGetErrorString(status));
+}
+
+constexpr auto arcs_fwd = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  ArcsForward p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  return error_of(cuda::arcs_forward(p, dtype, stream));
+};
+
+constexpr auto arcs_bwd = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  ArcsBackward p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  return error_of(cuda::arcs_backward(p, dtype, stream));
+};
+
+constexpr auto lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  Lattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p, cuda::lattice_workspace_elements(p.frames, p.cells, p.topology,
+                                                          p.blank_posteriors != nullptr, dtype)));
+  return error_of(cuda::lattice(p, dtype, stream));
+};
+
+// Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
+constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
+
+XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Stream>(), kTraits);
+
+}  // namespace
+
+std::vector<NamedHandler> handlers() {
+  return {
+      {"jax_rnnt_arcs_fwd", arcs_fwd_handler},
+      {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
+      {"jax_rnnt_lattice", lattice_handler},
+      {"jax_rnnt_lattice_score", lattice_score_handler},
+  };
+}
+
+}  // namespace jax_rnnt

@@ -1,0 +1,19 @@
+// The CUDA kernels' interface: as the CPU kernels', on a stream. It knows nothing of XLA. Nothing
+// here waits for the device or allocates, so that calls can be captured into a CUDA graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../cpp/kernels.h"
+
+namespace jax_rnnt::cuda {
+
+cudaError_t arcs_forward(const ArcsForward& params, DType dtype, cudaStream_t stream);
+cudaError_t arcs_backward(const ArcsBackward& params, DType dtype, cudaStream_t stream);
+cudaError_t lattice(const Lattice& params, DType dtype, cudaStream_t stream);
+
+// Elements of float (double) that one utterance needs as workspace, on any device.
+int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
+                                   bool with_posteriors, DType dtype);
+
+}  // namespace jax_rnnt::cuda

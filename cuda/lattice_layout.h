@@ -1,0 +1,74 @@
+// Where the lattice kernels keep what: one utterance's workspace, and a block's shared memory.
+#pragma once
+
+#include <cstdint>
+
+namespace jax_rnnt::cuda {
+
+// A tile of fronts is staged at a time; as many as fit into shared memory, up to this many.
+inline constexpr int kMostTileFronts = 16;
+inline constexpr int kFewestTileFronts = 2;
+// Utterances with longer rows keep their tiles in the workspace where shared memory is too small
+// for kFewestTileFronts (64 KiB on the smallest devices).
+inline constexpr int64_t kAlwaysSharedBytes = 1024 * sizeof(float);
+
+// Counted in elements of float or double. A number of extended exponent takes two, an offset (64
+// bits) two of either.
+struct WorkspaceLayout {
+  int64_t offsets;      // alpha's by tile, then beta's
+  int64_t num_offsets;  // of each
+  int64_t rows;         // alpha of the fronts up to the middle, then beta of those from there
+  int64_t tiles;        // of both directions, where shared memory may be too small; else empty
+  int64_t tile_elements;
+  int64_t total;
+};
+
+// Memory of one direction's sweep, in elements of float or double.
+struct SweepLayout {
+  int fronts;      // of a tile
+  int64_t stride;  // of a tile's rows
+  int64_t rows;    // two rows of nodes in turn, each with a dead border on both sides
+  int64_t row_elements;
+  int64_t tiles;  // two tiles in turn: blank arcs, label arcs, the other direction's nodes
+  int64_t tile_elements;
+  int64_t total;
+};
+
+inline constexpr int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+inline SweepLayout sweep_layout(int64_t cells, int fronts, bool with_posteriors) {
+  SweepLayout layout{};
+  layout.fronts = fronts;
+  // Copying from rows of frames to rows of fronts goes along the tile's diagonals: with this stride
+  // it spreads over the banks.
+  layout.stride = round_up(cells, 32) + 16;
+  layout.row_elements = 2 * round_up(cells + 2, 2);
+  layout.rows = 0;
+  layout.tiles = 2 * layout.row_elements;
+  layout.tile_elements = layout.stride * fronts * (with_posteriors ? 4 : 2);
+  layout.total = layout.tiles + 2 * layout.tile_elements;
+  return layout;
+}
+
+inline int64_t stored_rows(int64_t fronts, bool with_posteriors) {
+  return with_posteriors ? fronts + 2 : 2;
+}
+
+inline WorkspaceLayout workspace_layout(int64_t frames, int64_t cells, bool regular,
+                                        bool with_posteriors, int64_t element_bytes) {
+  const int64_t fronts = regular ? frames + cells - 1 : frames;
+  WorkspaceLayout layout{};
+  layout.offsets = 0;
+  layout.num_offsets = round_up(fronts / kFewestTileFronts + 3, 2);
+  layout.rows = 2 * 2 * layout.num_offsets;
+  layout.tiles = layout.rows + round_up(2 * cells * stored_rows(fronts, with_posteriors), 4);
+  if (cells * element_bytes > kAlwaysSharedBytes) {
+    layout.tile_elements = round_up(sweep_layout(cells, kMostTileFronts, with_posteriors).total, 4);
+  }
+  layout.total = layout.tiles + 2 * layout.tile_elements;
+  return layout;
+}
+
+}  // namespace jax_rnnt::cuda

@@ -1,0 +1,23 @@
+// What Python needs of the CUDA kernels; also of their emulation in the tests.
+#pragma once
+
+#include "../cpp/python_module.h"
+#include "kernels.h"
+
+namespace jax_rnnt::cuda {
+
+inline void define_functions(nanobind::module_& m) {
+  m.def("registrations", &jax_rnnt::registrations, "FFI target name to handler capsule.");
+  m.def(
+      "lattice_workspace_elements",
+      [](int64_t frames, int64_t cells, int64_t topology, bool with_posteriors,
+         int64_t element_bytes) {
+        return lattice_workspace_elements(frames, cells, Topology(topology), with_posteriors,
+                                          element_bytes == 8 ? DType::kF64 : DType::kF32);
+      },
+      nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("topology"),
+      nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
+      "Workspace of one utterance, in elements of the arcs' dtype.");
+}
+
+}  // namespace jax_rnnt::cuda

@@ -1,0 +1,85 @@
+// One utterance's trellis in (front, u) coordinates: see cpp/lattice_kernels.h for the recursion.
+//
+// A band's trellis is wound around S slots, u modulo S: of the nodes that complete paths visit on
+// one front, no two share a slot. Its arcs have been prepared front by front (see banded.cu), those
+// on no complete path as -inf.
+#pragma once
+
+#include "../cpp/kernels.h"
+#include "device.h"
+
+namespace jax_rnnt::cuda {
+
+template <class T, bool kWound = false>
+struct Trellis {
+  int frames, labels, fronts;
+  int slots;                  // of nodes on a front: labels + 1, or the width of the band
+  int first_node, last_node;  // slots in which paths begin and end
+  bool regular, constrained, last_arc_is_blank;
+  T delay_penalty, delay_center;  // the label arcs of frame t get penalty * (center - t)
+  int64_t plane_stride;
+  const T *blank, *label;    // of cell (0, 0)
+  T *blank_out, *label_out;  // likewise
+  T trivial_log_likelihood;  // where there is nothing to sweep
+
+  // Nodes of front n that a complete path can visit.
+  __device__ __forceinline__ int lowest(int n) const {
+    const int u = n == fronts ? labels : labels - (fronts - n) + last_arc_is_blank;
+    return u > 0 ? u : 0;
+  }
+  __device__ __forceinline__ int highest(int n) const { return n < labels ? n : labels; }
+  __device__ __forceinline__ bool has_paths() const { return fronts > 0 && lowest(0) == 0; }
+
+  __device__ __forceinline__ int frame_of(int n, int u) const { return regular ? n - u : n; }
+  // Arcs that leave (n, u): whether a complete path can take them.
+  __device__ __forceinline__ bool blank_lives(int n, int u) const {
+    return kWound || (lowest(n + 1) <= u && u <= highest(n));
+  }
+  __device__ __forceinline__ bool label_lives(int n, int u) const {
+    return kWound || (lowest(n) <= u && u <= highest(n) && u < labels);
+  }
+  // The slots that label arcs come from and lead to; outside of [0, slots) there are none.
+  __device__ __forceinline__ int slot_before(int u) const {
+    return kWound && u == 0 ? slots - 1 : u - 1;
+  }
+  __device__ __forceinline__ int slot_after(int u) const {
+    return kWound && u == slots - 1 ? 0 : u + 1;
+  }
+  __device__ __forceinline__ T delay(int t) const { return delay_penalty * (delay_center - T(t)); }
+};
+
+template <class T>
+__device__ __forceinline__ Trellis<T> trellis_of(const Lattice& p, int64_t b) {
+  const Bounds bounds = p.bounds[b];
+  const int64_t plane = b * p.frames * p.cells;
+  Trellis<T> trellis{};
+  if (!bounds.valid(p.frames, p.cells - 1)) {
+    trellis.trivial_log_likelihood = not_a_number<T>();
+    return trellis;
+  }
+  const int64_t first = plane + int64_t(bounds.frame_begin) * p.cells + bounds.label_begin;
+  trellis.frames = bounds.frame_end - bounds.frame_begin;
+  trellis.labels = bounds.label_end - bounds.label_begin;
+  trellis.slots = trellis.labels + 1;
+  trellis.first_node = 0;
+  trellis.last_node = trellis.labels;
+  trellis.regular = p.topology == Topology::kRegular;
+  trellis.constrained = p.topology == Topology::kConstrained;
+  // A regular lattice without frames has no arcs at all.
+  trellis.fronts = trellis.frames + (trellis.regular && trellis.frames > 0 ? trellis.labels : 0);
+  trellis.last_arc_is_blank = trellis.regular || p.final_blank;
+  trellis.delay_penalty = T(p.delay_penalty);
+  trellis.delay_center = (T(bounds.frame_end) - 1) / 2 - T(bounds.frame_begin);
+  trellis.plane_stride = p.cells;
+  trellis.blank = static_cast<const T*>(p.blank) + first;
+  trellis.label = static_cast<const T*>(p.label) + first;
+  if (p.blank_posteriors != nullptr) {
+    trellis.blank_out = static_cast<T*>(p.blank_posteriors) + first;
+    trellis.label_out = static_cast<T*>(p.label_posteriors) + first;
+  }
+  trellis.trivial_log_likelihood =
+      trellis.fronts == 0 && trellis.labels == 0 ? T(0) : -Constants<T>::kInfinity;
+  return trellis;
+}
+
+}  // namespace jax_rnnt::cuda

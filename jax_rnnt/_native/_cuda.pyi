@@ -1,0 +1,6 @@
+from typing import Any
+
+def registrations() -> dict[str, Any]: ...
+def lattice_workspace_elements(
+    frames: int, cells: int, topology: int, with_posteriors: bool, element_bytes: int
+) -> int: ...

@@ -1,0 +1,112 @@
+"""Builds device code for the CPU, and lets jax run it in place of the CPU kernels.
+
+`python tests/cuda_emulation/build.py [--sanitize]` builds and prints the directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+
+HERE = Path(__file__).parent.resolve()
+ROOT = HERE.parent.parent
+CACHE = ROOT / "build" / "cuda_emulation"
+SUFFIXES = {".cc", ".h", ".cu", ".cuh", ".txt"}
+
+
+def _tool(name: str) -> str:
+    """A program of this Python environment, or else of the PATH."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise FileNotFoundError(f"the CUDA emulation is built with {name}, which is not installed")
+    return found
+
+
+def _fingerprint(sanitize: bool) -> str:
+    """Changes with whatever the build depends on."""
+    digest = hashlib.sha256()
+    for name in (sys.executable, jax.__version__, os.environ.get("CXX", ""), str(sanitize)):
+        digest.update(name.encode() + b"\0")
+    for folder in (HERE, ROOT / "cuda", ROOT / "cpp"):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(sanitize: bool = False) -> Path:
+    """The directory with the programs and the module, built unless an equal build is there.
+
+    Processes that ask at the same time wait for the one that builds.
+    """
+    directory = CACHE / (_fingerprint(sanitize) + ("-sanitize" if sanitize else ""))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "finished").exists():
+            cmake = _tool("cmake")
+            configure = [cmake, "-S", str(HERE), "-B", str(directory), "-G", "Ninja"]
+            configure += [
+                f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DEMULATION_SANITIZE={'ON' if sanitize else 'OFF'}",
+            ]
+            for command in (configure, [cmake, "--build", str(directory)]):
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode != 0:
+                    raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+            (directory / "finished").touch()
+    return directory
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """What a Python process needs in its environment to load a module built with `sanitize`."""
+    compiler = os.environ.get("CXX", "g++")
+    libraries = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Python and jax keep memory on purpose.
+    return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def load(sanitize: bool = False) -> ModuleType:
+    """The module `_cuda_emulated`."""
+    name = "_cuda_emulated"
+    if name in sys.modules:
+        return sys.modules[name]
+    (path,) = build(sanitize).glob(name + ".*.so")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+def install() -> ModuleType:
+    """Makes jax_rnnt, which must not have been imported yet, run the emulated kernels on CPU.
+
+    JAX_RNNT_EMULATION_SANITIZE=1 chooses the build with sanitizers; see `sanitizer_environment`.
+    """
+    if "jax_rnnt" in sys.modules:
+        raise RuntimeError("jax_rnnt has already registered its CPU kernels")
+    module = load(sanitize=os.environ.get("JAX_RNNT_EMULATION_SANITIZE", "0") == "1")
+    sys.modules["jax_rnnt._native._cpu"] = module
+    return module
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sanitize", action="store_true", help="AddressSanitizer and UBSan")
+    print(build(parser.parse_args().sanitize))
