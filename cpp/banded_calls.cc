@@ -68,4 +68,8 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
   return ffi::Error::Success();
 }
 
+ffi::Error check_workspace(const BandedLattice& params, int64_t needed_elements) {
+  return check_workspace(params.batch, params.workspace_elements, needed_elements);
+}
+
 }  // namespace jax_rnnt

@@ -46,7 +46,7 @@ ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyB
                   int64_t topology, bool final_blank, double delay_penalty);
 
 // Whether the workspace, whose size depends on the platform, is as large as the kernels need.
-ffi::Error check_workspace(int64_t batch, int64_t elements, int64_t needed);
+ffi::Error check_workspace(const Lattice& params, int64_t needed_elements);
 
 // `Context` is what the platform hands to a handler: a thread pool, a stream.
 

@@ -46,9 +46,8 @@ constexpr auto lattice = [](Pool pool, auto... operands) -> ffi::Error {
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   const bool with_posteriors = p.blank_posteriors != nullptr;
-  JAX_RNNT_RETURN_IF_ERROR(
-      check_workspace(p.batch, p.workspace_elements,
-                      lattice_workspace_elements(p.frames, p.cells, p.topology, with_posteriors)));
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
+      p, lattice_workspace_elements(p.frames, p.cells, p.topology, with_posteriors)));
   const int64_t plane_bytes = p.batch * p.frames * p.cells * bytes_of(dtype);
   prefer_huge_pages(p.workspace, p.batch * p.workspace_elements * bytes_of(dtype));
   if (with_posteriors) {
@@ -68,8 +67,7 @@ constexpr auto banded_lattice = [](Pool pool, auto... operands) -> ffi::Error {
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   const bool with_posteriors = p.blank_posteriors != nullptr;
   JAX_RNNT_RETURN_IF_ERROR(
-      check_workspace(p.batch, p.workspace_elements,
-                      banded_workspace_elements(p.frames, p.cells, with_posteriors)));
+      check_workspace(p, banded_workspace_elements(p.frames, p.cells, with_posteriors)));
   prefer_huge_pages(p.workspace, p.batch * p.workspace_elements * bytes_of(dtype));
   const Kernels& kernels = active_kernels();
   const int64_t lanes = kernels.vector_bytes / bytes_of(dtype);

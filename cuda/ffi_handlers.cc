@@ -34,9 +34,8 @@ constexpr auto lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   JAX_RNNT_RETURN_IF_ERROR(
-      check_workspace(p.batch, p.workspace_elements,
-                      cuda::lattice_workspace_elements(p.frames, p.cells, p.topology,
-                                                       p.blank_posteriors != nullptr, dtype)));
+      check_workspace(p, cuda::lattice_workspace_elements(p.frames, p.cells, p.topology,
+                                                          p.blank_posteriors != nullptr, dtype)));
   return error_of(cuda::lattice(p, dtype, stream));
 };
 
@@ -45,9 +44,8 @@ constexpr auto banded_lattice = [](cudaStream_t stream, auto... operands) -> ffi
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   JAX_RNNT_RETURN_IF_ERROR(
-      check_workspace(p.batch, p.workspace_elements,
-                      cuda::banded_workspace_elements(p.frames, p.cells, p.labels, p.topology,
-                                                      p.blank_posteriors != nullptr, dtype)));
+      check_workspace(p, cuda::banded_workspace_elements(p.frames, p.cells, p.labels, p.topology,
+                                                         p.blank_posteriors != nullptr, dtype)));
   return error_of(cuda::banded_lattice(p, dtype, stream));
 };
 

@@ -259,7 +259,7 @@ def _log_ratio(am: jax.Array, lm: jax.Array, denominators: jax.Array) -> jax.Arr
 
 def rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Array]:
     """Frames `(*batch, T)` and label positions `(*batch, U+1)` of valid utterances."""
-    valid = valid_bounds(bounds, T, W)[..., None]
+    valid = valid_bounds(bounds, T, W - 1)[..., None]
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
     t, u = axis_index(bounds.ndim, -1, T), axis_index(bounds.ndim, -1, W)
     frames = valid & (frame_begin <= t) & (t < frame_end)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import reference
+from . import banded, reference
 from ._native import ops
 from .types import LatticeOptions, Posteriors
 
@@ -42,6 +42,48 @@ def lattice_score(
         return reference.lattice_score(blank, label, bounds, **params)
     native = options.implementation == "native"
     return ops.lattice_score(blank, label, bounds, native=native, **params)
+
+
+def banded_lattice(
+    options: LatticeOptions,
+    num_labels: int,
+    blank: jax.Array,
+    label: jax.Array,
+    starts: jax.Array,
+    bounds: jax.Array,
+) -> tuple[jax.Array, Posteriors]:
+    """Log-likelihoods `(*batch,)` and unit posteriors of a band, see `banded.banded_lattice`.
+
+    `num_labels` is U: on a GPU, the workspace grows with it.
+    """
+    params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
+    operands = blank, label, starts, bounds
+    if options.implementation == "xla":
+        log_likelihood, *posteriors = banded.banded_lattice(*operands, **params)
+    else:
+        native = options.implementation == "native"
+        log_likelihood, *posteriors = ops.banded_lattice(
+            *operands, native=native, num_labels=num_labels, **params
+        )
+    return log_likelihood, Posteriors(*posteriors)
+
+
+def banded_lattice_score(
+    options: LatticeOptions,
+    num_labels: int,
+    blank: jax.Array,
+    label: jax.Array,
+    starts: jax.Array,
+    bounds: jax.Array,
+) -> jax.Array:
+    """Log-likelihoods of a band alone, `(*batch,)`."""
+    params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
+    if options.implementation == "xla":
+        return banded.banded_lattice_score(blank, label, starts, bounds, **params)
+    native = options.implementation == "native"
+    return ops.banded_lattice_score(
+        blank, label, starts, bounds, native=native, num_labels=num_labels, **params
+    )
 
 
 def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteriors:

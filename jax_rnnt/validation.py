@@ -325,7 +325,7 @@ def check_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> 
     Traced values are checked only under `checkify.checkify`; this is what `check_inputs` does.
     """
     for good, name, value, expected in _checks(sizes, utterances, blank_id, lambda x: True):
-        _raise_or_checkify(good, name, value, expected)
+        raise_or_checkify(good, name, value, expected)
 
 
 def checked_utterances(
@@ -337,7 +337,7 @@ def checked_utterances(
     """
     if static_bool("check", check):
         for good, name, value, expected in _checks(sizes, utterances, blank_id, is_known):
-            _raise_or_checkify(good, name, value, expected)
+            raise_or_checkify(good, name, value, expected)
     return for_tracing(utterances)
 
 
@@ -400,7 +400,8 @@ def _checks(
 _LABEL_RANGE = ("label_begins", "label_lengths")
 
 
-def _raise_or_checkify(good: Any, name: str, values: Any, expected: str) -> None:
+def raise_or_checkify(good: Any, name: str, values: Any, expected: str) -> None:
+    """The error for the first value that is not good, now or under checkify."""
     if good.size == 0:
         return
     if is_known(good):

@@ -1,0 +1,171 @@
+"""Checks of the arguments of pruning, beside those that all losses share."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from .bounds import Sizes, Utterances, clip_to_int32
+from .types import Array, Topology
+from .validation import (
+    as_array,
+    float_scores,
+    integer_argument,
+    is_known,
+    raise_or_checkify,
+    sizes_of,
+)
+
+
+def posterior_planes(posteriors: Any) -> tuple[jax.Array, jax.Array, Sizes]:
+    """The two planes of `Posteriors`, and the sizes that they have."""
+    if not isinstance(posteriors, tuple | list) or len(posteriors) != 2:
+        raise TypeError(
+            f"posteriors is a {type(posteriors).__name__}; expected Posteriors(blank, label), as "
+            "the losses return with return_posteriors=True."
+        )
+    blank = float_scores("posteriors.blank", posteriors[0])
+    label = float_scores("posteriors.label", posteriors[1])
+    if label.shape != blank.shape:
+        raise ValueError(
+            f"posteriors.label has shape {label.shape}; expected {blank.shape}, the shape of "
+            "posteriors.blank."
+        )
+    return blank, label, sizes_of("posteriors.blank", blank.shape, 2)
+
+
+def s_range_of(s_range: Any, num_labels: int, topology: Topology) -> int:
+    """How many label positions a band has in each frame, if labels can get through it."""
+    if isinstance(s_range, bool) or not isinstance(s_range, Integral):
+        raise TypeError(f"s_range is {s_range!r}; expected a Python integer, which is static.")
+    if s_range < 1:
+        raise ValueError(f"s_range is {s_range}; expected s_range >= 1.")
+    if s_range == 1 and topology != "modified" and num_labels > 0:
+        raise ValueError(
+            f"s_range is 1 with topology {topology!r}, where an alignment needs both ends of a "
+            "label arc in the same frame; expected s_range >= 2. Only 'modified' can do with 1."
+        )
+    return int(s_range)
+
+
+def band_sizes(logits_shape: tuple[int, ...], labels: Any, ranges: Any) -> tuple[Sizes, Array]:
+    """Sizes, with U from the labels, and the ranges that fit logits `(*batch, T, S, V)`."""
+    letters = "(*batch, T, S, V)"
+    if len(logits_shape) < 3:
+        raise ValueError(
+            f"logits has shape {logits_shape}; expected {letters}, at least 3 dimensions."
+        )
+    *batch, T, S, V = logits_shape
+    if any(isinstance(n, int) and n < 1 for n in (S, V)):
+        raise ValueError(f"logits has shape {logits_shape}; expected {letters}, S >= 1 and V >= 1.")
+    ranges = integer_argument("ranges", ranges, logits_shape[:-1], "(*batch, T, S)")
+    if ranges is None:
+        raise TypeError("ranges is None; expected what get_rnnt_prune_ranges returns.")
+    if labels is None:
+        raise TypeError("labels is None; expected integers of shape (*batch, U).")
+    labels = as_array("labels", labels)
+    if labels.ndim != len(batch) + 1:
+        raise ValueError(
+            f"labels has shape {labels.shape}; expected (*batch, U) with *batch = {tuple(batch)}, "
+            "from the shape of logits."
+        )
+    U = labels.shape[-1]
+    if isinstance(S, int) and isinstance(U, int) and S > U + 1:
+        raise ValueError(
+            f"logits has shape {logits_shape}, {letters} with S = {S}, but there are only U+1 = "
+            f"{U + 1} label positions for labels of shape {labels.shape}; expected S <= U+1, as "
+            "get_rnnt_prune_ranges makes it."
+        )
+    return Sizes(tuple(batch), T, U, V), ranges
+
+
+def pruned_operands(am: Any, lm: Any, ranges: Any) -> tuple[jax.Array, jax.Array, Array]:
+    """Operands of `do_rnnt_pruning`."""
+    am, lm = float_scores("am", am), float_scores("lm", lm)
+    expected = "expected am (*batch, T, C1), lm (*batch, U+1, C2) and ranges (*batch, T, S)"
+    for name, x in (("am", am), ("lm", lm)):
+        if x.ndim < 2:
+            raise ValueError(f"{name} has shape {x.shape}; {expected}, at least 2 dimensions.")
+    if am.shape[:-2] != lm.shape[:-2]:
+        raise ValueError(
+            f"lm has shape {lm.shape} and am {am.shape}; {expected}, with the same batch "
+            "dimensions."
+        )
+    if isinstance(lm.shape[-2], int) and lm.shape[-2] < 1:
+        raise ValueError(f"lm has shape {lm.shape}; {expected}, with U+1 >= 1.")
+    array = as_array("ranges", ranges)
+    if array.ndim != am.ndim or array.shape[:-1] != am.shape[:-1]:
+        raise ValueError(f"ranges has shape {array.shape} and am {am.shape}; {expected}.")
+    checked = integer_argument("ranges", array, array.shape, "(*batch, T, S)")
+    assert checked is not None
+    return am, lm, checked
+
+
+def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: bool) -> Array:
+    """`ranges`, ready to be traced; with `check`, an error for known bad ones."""
+    T, U, S = sizes.T, sizes.U, ranges.shape[-1]
+    known = _known_windows(sizes, utterances)
+    if check and known is not None and is_known(ranges):
+        t = np.arange(T).reshape([1] * len(sizes.batch) + [T])
+        unused = (t < known.logit_begins[..., None]) | (t >= known.logit_lengths[..., None])
+        unused = unused[..., None]
+        values = np.asarray(jax.device_get(ranges))
+        wide = clip_to_int32(values).astype(np.int64)
+        start = wide[..., :1]
+        expected = f"S = {S} consecutive label positions in each frame, as get_rnnt_prune_ranges"
+        position = np.arange(S).reshape([1] * (wide.ndim - 1) + [S])
+        raise_or_checkify((wide == start + position) | unused, "ranges", values, expected)
+        expected = f"0 <= ranges[..., 0] <= U+1 - S = {U + 1 - S}, so that all are within U = {U}"
+        good = (start >= 0) & (start <= U + 1 - S) | unused
+        raise_or_checkify(good, "ranges", values[..., :1], expected)
+    return clip_to_int32(ranges) if isinstance(ranges, np.ndarray) else ranges
+
+
+def check_labels_fit(sizes: Sizes, utterances: Utterances, s_range: int) -> None:
+    """Raises ValueError if regular alignments of a band of `s_range` positions have too few frames.
+
+    In each frame they take the band from its first to its last position at most. No band helps an
+    utterance without frames.
+    """
+    known = _known_windows(sizes, utterances)
+    if known is None:
+        return
+    frames = known.logit_lengths - known.logit_begins
+    labels = known.label_lengths - known.label_begins
+    needed = np.where(frames > 0, -(-labels // np.maximum(frames, 1)) + 1, 1)
+    if needed.size == 0 or np.max(needed) <= s_range:
+        return
+    index = np.unravel_index(np.argmax(needed), needed.shape)
+    where = "[" + ", ".join(str(int(i)) for i in index) + "]" if index else ""
+    raise ValueError(
+        f"s_range is {s_range}, which lets {s_range - 1} labels a frame through, but utterance"
+        f"{where} has {labels[index]} labels in {frames[index]} frames; expected s_range >= "
+        f"{needed[index]}, which is enough for all."
+    )
+
+
+class _Windows(NamedTuple):
+    """Lengths and begins of all utterances."""
+
+    logit_begins: np.ndarray
+    logit_lengths: np.ndarray
+    label_begins: np.ndarray
+    label_lengths: np.ndarray
+
+
+def _known_windows(sizes: Sizes, utterances: Utterances) -> _Windows | None:
+    """None if some are not known. Utterances that `where` leaves out are empty."""
+    where = utterances.where
+    defaults = _Windows(*(np.full(sizes.batch, n) for n in (0, sizes.T, 0, sizes.U)))
+    given = [getattr(utterances, name) for name in _Windows._fields]
+    if not all(x is None or is_known(x) for x in (where, *given)):
+        return None
+    kept = np.ones(sizes.batch, np.bool_) if where is None else np.asarray(jax.device_get(where))
+    arrays = (
+        default if x is None else clip_to_int32(np.asarray(jax.device_get(x)))
+        for x, default in zip(given, defaults, strict=True)
+    )
+    return _Windows(*(np.where(kept, x, 0) for x in arrays))
