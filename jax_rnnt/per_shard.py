@@ -13,7 +13,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._native.jax_versions import without_explicit_axes
+from ._native.jax_versions import batch_sharding_rule, without_explicit_axes
 
 
 def per_shard(
@@ -83,8 +83,8 @@ def _batch_sharding(reference: Any, num_batch_dims: int, x: Any) -> Any:
 
 def _sharding_rule(
     num_batch_dims: int, operand_ranks: Sequence[int], result_ranks: Sequence[int]
-) -> tuple[str, dict[str, Any]]:
-    """Factors of `custom_partitioning`: the batch may be divided, all other dimensions not."""
+) -> Any:
+    """The batch may be divided, all other dimensions not."""
     batch = [f"b{i}" for i in range(num_batch_dims)]
     private: list[str] = []
 
@@ -95,4 +95,4 @@ def _sharding_rule(
 
     operands = ", ".join(map(factors, operand_ranks))
     results = ", ".join(map(factors, result_ranks))
-    return f"{operands} -> {results}", {"need_replication_factors": tuple(private)}
+    return batch_sharding_rule(f"{operands} -> {results}", private)
