@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -104,3 +105,14 @@ def batch_sharding_rule(rule: str, private_factors: Sequence[str]) -> Any:
     if "need_replication_factors" not in signature(custom_partitioning.def_partition).parameters:
         return rule
     return rule, {"need_replication_factors": tuple(private_factors)}
+
+
+def without_mesh() -> AbstractContextManager[Any]:
+    """A context without mesh, for what one device computes by itself.
+
+    Tracing it in the context of an explicit mesh puts constraints on shardings into it, on which
+    JAX before 0.9 fails. JAX 0.7.0 cannot leave the context.
+    """
+    if not hasattr(jax.sharding, "use_abstract_mesh"):
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
