@@ -115,7 +115,7 @@ def rnnt_loss_simple(
         differentiation; `get_rnnt_prune_ranges` takes them.
       normalization: of the sum, as in `rnnt_loss`; `"none"` if it is a log-probability already.
       implementation: of the recursion over the arcs, as in `rnnt_loss`; the matrix products are
-        XLA's in every case.
+        XLA's in every case, and have first derivatives in reverse mode only.
       logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
         logit_begins, label_begins, reduction, where, check: as in `rnnt_loss`.
 

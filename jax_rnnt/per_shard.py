@@ -13,7 +13,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._native.jax_versions import without_explicit_axes
+from ._native.jax_versions import batch_sharding_rule, without_explicit_axes, without_mesh
 
 
 def per_shard(
@@ -38,6 +38,10 @@ def per_shard(
         flat = (x.reshape(math.prod(batch), *x.shape[num_batch_dims:]) for x in args)
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in function(*flat))
 
+    def per_device(*args: jax.Array) -> tuple[jax.Array, ...]:
+        with without_mesh():
+            return local(*args)
+
     def rule(mesh: Any, operand_types: Sequence[Any], result_types: Sequence[Any]) -> Any:
         del mesh
         ranks = ([len(t.shape) for t in types] for types in (operand_types, result_types))
@@ -51,7 +55,7 @@ def per_shard(
         of = arguments[0].sharding
         argument_shardings = tuple(_batch_sharding(of, num_batch_dims, x) for x in arguments)
         result_shardings = tuple(_batch_sharding(of, num_batch_dims, x) for x in results)
-        return mesh, local, result_shardings, argument_shardings
+        return mesh, per_device, result_shardings, argument_shardings
 
     partitioned = custom_partitioning(local)
     partitioned.def_partition(
@@ -83,8 +87,8 @@ def _batch_sharding(reference: Any, num_batch_dims: int, x: Any) -> Any:
 
 def _sharding_rule(
     num_batch_dims: int, operand_ranks: Sequence[int], result_ranks: Sequence[int]
-) -> tuple[str, dict[str, Any]]:
-    """Factors of `custom_partitioning`: the batch may be divided, all other dimensions not."""
+) -> Any:
+    """The batch may be divided, all other dimensions not."""
     batch = [f"b{i}" for i in range(num_batch_dims)]
     private: list[str] = []
 
@@ -95,4 +99,4 @@ def _sharding_rule(
 
     operands = ", ".join(map(factors, operand_ranks))
     results = ", ".join(map(factors, result_ranks))
-    return f"{operands} -> {results}", {"need_replication_factors": tuple(private)}
+    return batch_sharding_rule(f"{operands} -> {results}", private)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import jax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -91,3 +94,25 @@ def without_explicit_axes(
         function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
     )
     return inside(*operands)
+
+
+def batch_sharding_rule(rule: str, private_factors: Sequence[str]) -> Any:
+    """What a `custom_partitioning` sharding rule in einsum notation may return.
+
+    JAX 0.7 has no words for dimensions that must stay whole. The rule's `partition` sees to it
+    there.
+    """
+    if "need_replication_factors" not in signature(custom_partitioning.def_partition).parameters:
+        return rule
+    return rule, {"need_replication_factors": tuple(private_factors)}
+
+
+def without_mesh() -> AbstractContextManager[Any]:
+    """A context without mesh, for what one device computes by itself.
+
+    Tracing it in the context of an explicit mesh puts constraints on shardings into it, on which
+    JAX before 0.9 fails. JAX 0.7.0 cannot leave the context.
+    """
+    if not hasattr(jax.sharding, "use_abstract_mesh"):
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
