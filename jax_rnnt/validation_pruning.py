@@ -161,6 +161,8 @@ class _Windows(NamedTuple):
 
 def _known_windows(sizes: Sizes, utterances: Utterances) -> _Windows | None:
     """None if some are not known. Utterances that `where` leaves out are empty."""
+    if not all(isinstance(n, int) for n in (*sizes.batch, sizes.T, sizes.U)):
+        return None  # exported for any size
     where = utterances.where
     defaults = _Windows(*(np.full(sizes.batch, n) for n in (0, sizes.T, 0, sizes.U)))
     given = [getattr(utterances, name) for name in _Windows._fields]
