@@ -2,21 +2,39 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cpp/*)
+COMMA := ,
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/* cpp/* cuda/*)
+CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu) \
+               $(shell find tests/cuda_emulation -name "*.h" -o -name "*.cc" -o -name "*.cu")
+# The compile checks of the CUDA kernels take the compiler from PyPI where there is no other.
+CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),,$(COMMA)nvcc)
 
-.PHONY: setup test demo bench lint format clean
+.PHONY: setup test test-cpu test-emulated demo bench lint format clean
+
+EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.py test_bad_input.py \
+                  test_properties.py test_regressions.py test_pruning.py)
+SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py) -k native
 
 $(VENV)/.installed: $(BUILD_INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_rnnt needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test,examples,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,examples,dev$(CUDA_EXTRA)]'
 	touch $@
 
 setup: $(VENV)/.installed
 
-test: setup
+test: test-cpu test-emulated
+
+test-cpu: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal tests
+
+# The CUDA kernels, compiled for the CPU: on the test-suite, and with sanitizers on a part of it.
+test-emulated: setup
+	$(BIN)/python -m pytest -n auto --dist worksteal --backend=cuda-emulated $(EMULATED_TESTS)
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 JAX_RNNT_EMULATION_SANITIZE=1 \
+	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(SANITIZED_TESTS)
 
 demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)
@@ -27,13 +45,13 @@ bench: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror cpp/*.h cpp/*.cc
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i cpp/*.h cpp/*.cc
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist

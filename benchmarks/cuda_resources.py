@@ -22,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-FLAGS = ("-std=c++20", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v")
+# As cmake/CudaExtension.cmake.
+FLAGS = ("-std=c++17", "-O3", "-ftz=true", "-Werror", "all-warnings", "-Xptxas", "-v")
 
 # As cmake/CudaCompiler.cmake. nvcc itself does not ask for equal versions.
 PACKAGES = tuple(

@@ -23,12 +23,16 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   endif()
 endif()
 
-# In the packages the libraries are in lib; nvcc looks for them in lib64 only.
+# In the packages the libraries are in lib, where nvcc does not look, and there is no libcudart.so,
+# without which FindCUDAToolkit finds nothing. It is not linked: the runtime is static.
 if(CMAKE_CUDA_COMPILER AND NOT CMAKE_CUDA_FLAGS)
   get_filename_component(cuda_root "${CMAKE_CUDA_COMPILER}" DIRECTORY)
   get_filename_component(cuda_root "${cuda_root}" DIRECTORY)
   if(EXISTS "${cuda_root}/lib/libcudart_static.a" AND NOT EXISTS "${cuda_root}/lib64")
     set(CMAKE_CUDA_FLAGS_INIT "-L\"${cuda_root}/lib\"")
+    file(GLOB cuda_runtime_library "${cuda_root}/lib/libcudart.so.*")
+    set(CUDA_CUDART "${cuda_runtime_library}" CACHE FILEPATH "CUDA runtime")
+    unset(cuda_runtime_library)
   endif()
   unset(cuda_root)
 endif()

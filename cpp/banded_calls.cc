@@ -6,7 +6,7 @@ namespace jax_rnnt {
 
 ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
-                  AnyResult workspace, int64_t topology, double delay_penalty) {
+                  AnyResult workspace, int64_t topology, double delay_penalty, int64_t num_labels) {
   const Dimensions dims = blank.dimensions();
   const ffi::DataType type = blank.element_type();
   if (dims.size() < 2 || dims.back() < 1) return shape_error("blank", dims, "(*batch, T, S)");
@@ -29,11 +29,13 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
   if (workspace->element_type() != type) {
     return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the arcs' dtype");
   }
+  if (num_labels < 0) return ffi::Error::InvalidArgument("jax_rnnt: num_labels must be >= 0");
   JAX_RNNT_RETURN_IF_ERROR(check_code("topology", topology, Topology::kConstrained));
   params = {
       .batch = batch,
       .frames = frames,
       .cells = dims[leading + 1],
+      .labels = num_labels,
       .topology = Topology(topology),
       .delay_penalty = delay_penalty,
       .blank = blank.untyped_data(),
@@ -52,9 +54,9 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
 ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult blank_posteriors, AnyResult label_posteriors, AnyResult workspace,
-                  int64_t topology, double delay_penalty) {
+                  int64_t topology, double delay_penalty, int64_t num_labels) {
   JAX_RNNT_RETURN_IF_ERROR(decode(params, dtype, blank, label, starts, bounds, log_likelihood,
-                                  workspace, topology, delay_penalty));
+                                  workspace, topology, delay_penalty, num_labels));
   for (AnyResult plane : {blank_posteriors, label_posteriors}) {
     if (elements(plane->dimensions()) != elements(blank.dimensions()) ||
         plane->element_type() != blank.element_type()) {

@@ -8,11 +8,11 @@ namespace jax_rnnt {
 ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult blank_posteriors, AnyResult label_posteriors, AnyResult workspace,
-                  int64_t topology, double delay_penalty);
+                  int64_t topology, double delay_penalty, int64_t num_labels);
 
 ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
-                  AnyResult workspace, int64_t topology, double delay_penalty);
+                  AnyResult workspace, int64_t topology, double delay_penalty, int64_t num_labels);
 
 ffi::Error check_workspace(const BandedLattice& params, int64_t needed_elements);
 
@@ -29,7 +29,8 @@ auto banded_lattice_signature() {
       .template Ret<ffi::AnyBuffer>()  // label_posteriors
       .template Ret<ffi::AnyBuffer>()  // workspace
       .template Attr<int64_t>("topology")
-      .template Attr<double>("delay_penalty");
+      .template Attr<double>("delay_penalty")
+      .template Attr<int64_t>("num_labels");
 }
 
 template <class Context>
@@ -43,7 +44,8 @@ auto banded_lattice_score_signature() {
       .template Ret<ffi::AnyBuffer>()  // log_likelihood
       .template Ret<ffi::AnyBuffer>()  // workspace
       .template Attr<int64_t>("topology")
-      .template Attr<double>("delay_penalty");
+      .template Attr<double>("delay_penalty")
+      .template Attr<int64_t>("num_labels");
 }
 
 }  // namespace jax_rnnt

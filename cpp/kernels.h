@@ -99,12 +99,13 @@ struct Lattice {
 // must be in the band. "Planes" are (batch, T, S). Without a path, the log-likelihood is -inf.
 struct BandedLattice {
   int64_t batch, frames, cells;  // cells is S
+  int64_t labels;                // no label_end is larger
   Topology topology;
   double delay_penalty;    // as for Lattice
   const void* blank;       // plane
   const void* label;       // plane
   const int32_t* starts;   // (batch, T), any values: those outside the bounds do not count
-  const Bounds* bounds;    // (batch,), labels as many as there may be
+  const Bounds* bounds;    // (batch,)
   void* log_likelihood;    // (batch,)
   void* blank_posteriors;  // plane, or null when only the log-likelihood is wanted
   void* label_posteriors;

@@ -22,7 +22,8 @@ int64_t lattice_workspace_elements(int64_t frames, int64_t cells, int64_t topolo
                                               with_posteriors);
 }
 
-int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors,
+int64_t banded_workspace_elements(int64_t frames, int64_t cells, int64_t /*num_labels*/,
+                                  int64_t /*topology*/, bool with_posteriors,
                                   int64_t /*element_bytes*/) {
   return jax_rnnt::banded_workspace_elements(frames, cells, with_posteriors);
 }
@@ -36,7 +37,8 @@ NB_MODULE(_cpu, m) {
         nb::arg("cells"), nb::arg("topology"), nb::arg("with_posteriors"), nb::arg("element_bytes"),
         "Workspace of one utterance, in elements of the arcs' dtype.");
   m.def("banded_workspace_elements", &banded_workspace_elements, nb::arg("frames"),
-        nb::arg("cells"), nb::arg("with_posteriors"), nb::arg("element_bytes"),
+        nb::arg("cells"), nb::arg("num_labels"), nb::arg("topology"), nb::arg("with_posteriors"),
+        nb::arg("element_bytes"),
         "Workspace of one utterance of a band, in elements of the arcs' dtype.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "../cpp/banded_calls.h"
 #include "kernels.h"
 
 namespace jax_rnnt {
@@ -38,6 +39,16 @@ constexpr auto lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error
   return error_of(cuda::lattice(p, dtype, stream));
 };
 
+constexpr auto banded_lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  BandedLattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p, cuda::banded_workspace_elements(p.frames, p.cells, p.labels, p.topology,
+                                                         p.blank_posteriors != nullptr, dtype)));
+  return error_of(cuda::banded_lattice(p, dtype, stream));
+};
+
 // Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
@@ -45,6 +56,11 @@ XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Stream>(),
 XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Stream>(), kTraits);
+
+XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Stream>(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
+                       banded_lattice_score_signature<Stream>(), kTraits);
 
 }  // namespace
 
@@ -54,6 +70,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
       {"jax_rnnt_lattice", lattice_handler},
       {"jax_rnnt_lattice_score", lattice_score_handler},
+      {"jax_rnnt_banded_lattice", banded_lattice_handler},
+      {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
   };
 }
 

@@ -18,6 +18,17 @@ inline void define_functions(nanobind::module_& m) {
       nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("topology"),
       nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
       "Workspace of one utterance, in elements of the arcs' dtype.");
+  m.def(
+      "banded_workspace_elements",
+      [](int64_t frames, int64_t cells, int64_t num_labels, int64_t topology, bool with_posteriors,
+         int64_t element_bytes) {
+        return banded_workspace_elements(frames, cells, num_labels, Topology(topology),
+                                         with_posteriors,
+                                         element_bytes == 8 ? DType::kF64 : DType::kF32);
+      },
+      nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("num_labels"),
+      nanobind::arg("topology"), nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
+      "Workspace of one utterance of a band, in elements of the arcs' dtype.");
 }
 
 }  // namespace jax_rnnt::cuda

@@ -36,13 +36,11 @@ struct Store {
 };
 
 template <class T>
-__device__ __forceinline__ Store<T> store_of(const Lattice& p, const WorkspaceLayout& layout,
-                                             int64_t b) {
-  T* workspace = static_cast<T*>(p.workspace) + b * p.workspace_elements;
+__device__ __forceinline__ Store<T> store_in(T* workspace, const WorkspaceLayout& layout,
+                                             int64_t cells, bool all_rows) {
   int64_t* offsets = reinterpret_cast<int64_t*>(workspace + layout.offsets);
   return {offsets, offsets + layout.num_offsets,
-          reinterpret_cast<Extended<T>*>(workspace + layout.rows), p.cells,
-          p.blank_posteriors != nullptr};
+          reinterpret_cast<Extended<T>*>(workspace + layout.rows), cells, all_rows};
 }
 
 template <class T, class Combine>
@@ -276,6 +274,44 @@ __device__ __forceinline__ bool sweep(const Trellis<T, kWound>& trellis, const S
     }
   }
   return true;
+}
+
+// Both sweeps of an utterance, in the two blocks that it has. Returns as `sweep`.
+template <Pass kPass, bool kShared, class T, bool kWound>
+__device__ __forceinline__ bool sweep_of_block(const Trellis<T, kWound>& trellis,
+                                               const SweepLayout& layout,
+                                               const WorkspaceLayout& workspace_layout,
+                                               T* workspace, int64_t cells, bool forward,
+                                               T* log_likelihood) {
+  if (!trellis.has_paths()) {
+    if (kPass == Pass::kFromMiddle && forward && threadIdx.x == 0) {
+      *log_likelihood = trellis.trivial_log_likelihood;
+    }
+    return false;
+  }
+  const Store<T> store = store_in(workspace, workspace_layout, cells, kPass != Pass::kScore);
+  T* memory = reinterpret_cast<T*>(shared_memory());
+  if constexpr (!kShared) {
+    memory = workspace + workspace_layout.tiles + (forward ? 0 : workspace_layout.tile_elements);
+  }
+  return forward ? sweep<true, kPass, kShared>(trellis, layout, store, memory, log_likelihood)
+                 : sweep<false, kPass, kShared>(trellis, layout, store, memory, log_likelihood);
+}
+
+// The log-likelihood where only it is wanted: from the nodes on which the sweeps met.
+template <class T, bool kWound>
+__device__ __forceinline__ void score_of_block(const Trellis<T, kWound>& trellis,
+                                               const WorkspaceLayout& workspace_layout,
+                                               T* workspace, int64_t cells, int tile_fronts,
+                                               T* log_likelihood) {
+  T result = trellis.trivial_log_likelihood;
+  if (trellis.has_paths()) {
+    const Store<T> store = store_in(workspace, workspace_layout, cells, false);
+    const int middle = middle_tile(trellis.fronts, tile_fronts);
+    const Extended<T> sum = sum_of_front(store.alpha(0), store.beta(0), trellis.slots);
+    result = log_likelihood_of(sum, store.alpha_offsets[middle] + store.beta_offsets[middle]);
+  }
+  if (threadIdx.x == 0) *log_likelihood = result;
 }
 
 }  // namespace jax_rnnt::cuda

@@ -20,6 +20,7 @@ struct Trellis {
   int64_t plane_stride;
   const T *blank, *label;    // of cell (0, 0)
   T *blank_out, *label_out;  // likewise
+  bool feasible;             // of a band
   T trivial_log_likelihood;  // where there is nothing to sweep
 
   // Nodes of front n that a complete path can visit.
@@ -28,7 +29,9 @@ struct Trellis {
     return u > 0 ? u : 0;
   }
   __device__ __forceinline__ int highest(int n) const { return n < labels ? n : labels; }
-  __device__ __forceinline__ bool has_paths() const { return fronts > 0 && lowest(0) == 0; }
+  __device__ __forceinline__ bool has_paths() const {
+    return fronts > 0 && (kWound ? feasible : lowest(0) == 0);
+  }
 
   __device__ __forceinline__ int frame_of(int n, int u) const { return regular ? n - u : n; }
   // Arcs that leave (n, u): whether a complete path can take them.

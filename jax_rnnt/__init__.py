@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as _version
 
+from .arc_terms import rnnt_loss_from_arc_terms
+from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
 from .types import Posteriors
@@ -14,6 +16,9 @@ __all__ = [
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
     "rnnt_loss",
+    "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",
     "rnnt_loss_pruned",
+    "rnnt_loss_simple",
+    "rnnt_loss_smoothed",
 ]

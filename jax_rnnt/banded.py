@@ -14,7 +14,7 @@ from jax import lax
 
 from . import extended
 from .extended import Extended
-from .reference import _axis_index, _shift_left, _shift_right, _two_sum
+from .reference import _shift_left, _shift_right, _two_sum, axis_index
 from .types import Topology
 
 _FAR = 2**30  # beyond any label position
@@ -115,7 +115,7 @@ class _Band:
             label = label + _shift_left(blank, -jnp.inf)
         if delay_penalty != 0:
             middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
-            t = _axis_index(label.ndim, -2, T).astype(label.dtype)
+            t = axis_index(label.ndim, -2, T).astype(label.dtype)
             label = label + delay_penalty * (middle - t)
 
         self.frame_begin, self.frame_end = bounds[..., 0, None], bounds[..., 1, None]
@@ -130,7 +130,7 @@ class _Band:
         self.unlabelled = (self.label_end <= self.label_begin)[..., 0]
         self.feasible = feasible
 
-        position = starts[..., None] + _axis_index(len(batch) + 2, -1, S)
+        position = starts[..., None] + axis_index(len(batch) + 2, -1, S)
 
         def arcs(plane: jax.Array, alive: _Interval) -> jax.Array:
             inside = (alive.low[..., None] <= position) & (position <= alive.high[..., None])
@@ -140,7 +140,7 @@ class _Band:
         distance = jnp.concatenate([starts[..., 1:], starts[..., -1:]], axis=-1) - starts
         # Selected by an operand, though they are constant: inside shard_map the carries of a scan
         # must vary along the same mesh axes as what is added to them.
-        any_row = self.label_begin == _axis_index(len(batch) + 1, -1, S)
+        any_row = self.label_begin == axis_index(len(batch) + 1, -1, S)
         self.dead_row = Extended(
             jnp.where(any_row, 0, 0).astype(blank.dtype),
             jnp.where(any_row, extended.DEAD, extended.DEAD).astype(jnp.int32),
@@ -159,7 +159,7 @@ class _Band:
         frame has an arc to the next in what they have in common.
         """
         ndim = self.starts.ndim
-        t = _axis_index(ndim, -1, self.T)
+        t = axis_index(ndim, -1, self.T)
         inside = (self.frame_begin <= t) & (t < self.frame_end)
         first, last = t == self.frame_begin, t == self.frame_end - 1
         band = _Interval(self.starts, self.starts + (self.S - 1))
@@ -208,7 +208,7 @@ class _Band:
         def step(carry, frame):
             row, offset, score = carry
             (t, start, distance), blank_arcs, label_arcs = frame
-            here = (t == begin) & (start + _axis_index(start.ndim, -1, self.S) == self.label_begin)
+            here = (t == begin) & (start + axis_index(start.ndim, -1, self.S) == self.label_begin)
             row = Extended(jnp.where(here, 1, row.mantissa), jnp.where(here, 0, row.exponent))
             label = extended.exp(label_arcs)
             if self.regular:
@@ -238,7 +238,7 @@ class _Band:
         def step(beta, frame):
             ((t, start, distance), blank_arcs, label_arcs), alpha = frame
             after = _rotate(_above(beta), jnp.mod(-distance, self.S + 1))
-            u = start + _axis_index(start.ndim, -1, self.S + 1)
+            u = start + axis_index(start.ndim, -1, self.S + 1)
             end = (self.frame_end == t + 1) & (u == self.label_end)
             after = Extended(jnp.where(end, 1, after.mantissa), jnp.where(end, 0, after.exponent))
             stay = extended.multiply(_below(after), extended.exp(blank_arcs))

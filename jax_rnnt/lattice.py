@@ -46,24 +46,31 @@ def lattice_score(
 
 def banded_lattice(
     options: LatticeOptions,
+    num_labels: int,
     blank: jax.Array,
     label: jax.Array,
     starts: jax.Array,
     bounds: jax.Array,
 ) -> tuple[jax.Array, Posteriors]:
-    """Log-likelihoods `(*batch,)` and unit posteriors of a band, see `banded.banded_lattice`."""
+    """Log-likelihoods `(*batch,)` and unit posteriors of a band, see `banded.banded_lattice`.
+
+    `num_labels` is U: on a GPU, the workspace grows with it.
+    """
     params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
     operands = blank, label, starts, bounds
     if options.implementation == "xla":
         log_likelihood, *posteriors = banded.banded_lattice(*operands, **params)
     else:
         native = options.implementation == "native"
-        log_likelihood, *posteriors = ops.banded_lattice(*operands, native=native, **params)
+        log_likelihood, *posteriors = ops.banded_lattice(
+            *operands, native=native, num_labels=num_labels, **params
+        )
     return log_likelihood, Posteriors(*posteriors)
 
 
 def banded_lattice_score(
     options: LatticeOptions,
+    num_labels: int,
     blank: jax.Array,
     label: jax.Array,
     starts: jax.Array,
@@ -74,7 +81,9 @@ def banded_lattice_score(
     if options.implementation == "xla":
         return banded.banded_lattice_score(blank, label, starts, bounds, **params)
     native = options.implementation == "native"
-    return ops.banded_lattice_score(blank, label, starts, bounds, native=native, **params)
+    return ops.banded_lattice_score(
+        blank, label, starts, bounds, native=native, num_labels=num_labels, **params
+    )
 
 
 def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteriors:

@@ -197,17 +197,7 @@ def rnnt_loss_from_arcs(
       TypeError, ValueError: as `rnnt_loss`.
     """
     blank = validation.float_scores("blank_log_probs", blank_log_probs)
-    label = validation.float_scores("label_log_probs", label_log_probs)
-    if label.shape != blank.shape:
-        raise ValueError(
-            f"label_log_probs has shape {label.shape}; expected {blank.shape}, the shape of "
-            "blank_log_probs."
-        )
-    if label.dtype != blank.dtype:
-        raise TypeError(
-            f"label_log_probs has dtype {label.dtype}; expected {blank.dtype}, the dtype of "
-            "blank_log_probs."
-        )
+    label = validation.like("label_log_probs", label_log_probs, "blank_log_probs", blank)
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
     utterances = validation.utterances_of(
         sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where

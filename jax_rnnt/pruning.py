@@ -224,7 +224,7 @@ def _rnnt_loss_pruned(
     starts, bounds = _checked_starts(starts, bounds, sizes.U + 1 - ranges.shape[-1])
     band_labels, frame_bounds = _frames_of_band(labels, starts, bounds, ranges.shape[-1])
     operands = align_varying_axes(logits, band_labels, frame_bounds, starts, bounds)
-    loss: Any = _banded_loss(arcs_options, lattice_options, *operands)
+    loss: Any = _banded_loss(arcs_options, lattice_options, sizes.U, *operands)
     return reduce_losses(loss, reduction, utterances.where)
 
 
@@ -266,10 +266,11 @@ def _frames_of_band(
     return band_labels, jnp.where(visited[..., None], frame_bounds, 0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _banded_loss(
     arcs_options: ArcsOptions,
     lattice_options: LatticeOptions,
+    num_labels: int,
     logits: jax.Array,
     labels: jax.Array,
     frame_bounds: jax.Array,
@@ -278,17 +279,19 @@ def _banded_loss(
 ) -> jax.Array:
     arcs = arcs_fwd(arcs_options, _one_frame(logits, 2), labels, frame_bounds)
     blank, label, _ = (jnp.squeeze(x, -2) for x in arcs)
-    return negative(banded_lattice_score(lattice_options, blank, label, starts, bounds))
+    return negative(banded_lattice_score(lattice_options, num_labels, blank, label, starts, bounds))
 
 
-def _banded_loss_fwd(arcs_options, lattice_options, logits, labels, frame_bounds, starts, bounds):
+def _banded_loss_fwd(arcs_options, lattice_options, num_labels, logits, labels, *bands):
+    frame_bounds, starts, bounds = bands
     arcs = arcs_fwd(arcs_options, _one_frame(logits, 2), labels, frame_bounds)
-    blank, label, denominators = (jnp.squeeze(x, -2) for x in arcs)
-    log_likelihood, posteriors = banded_lattice(lattice_options, blank, label, starts, bounds)
+    *arcs, denominators = (jnp.squeeze(x, -2) for x in arcs)
+    log_likelihood, posteriors = banded_lattice(lattice_options, num_labels, *arcs, starts, bounds)
     return negative(log_likelihood), (logits, labels, denominators, posteriors)
 
 
-def _banded_loss_bwd(arcs_options, lattice_options, residuals, cotangents):
+def _banded_loss_bwd(arcs_options, lattice_options, num_labels, residuals, cotangents):
+    del num_labels
     logits, labels, denominators, posteriors = residuals
     weights = gradient_weights(lattice_options, posteriors)
     planes = (_one_frame(x, 1) for x in (denominators, *weights))

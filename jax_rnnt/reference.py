@@ -56,18 +56,18 @@ def arcs_fwd(
     if normalization == "none":
         blank, label, denominators = blank_score, label_score, jnp.zeros_like(blank_score)
     elif normalization == "softmax":
-        top, log_sum = _log_denominator(x)
+        top, log_sum = log_denominator(x)
         denominators = top + log_sum
-        blank = _log_ratio(blank_score, top, log_sum)
-        label = _log_ratio(label_score, top, log_sum)
+        blank = log_ratio(blank_score, top, log_sum)
+        label = log_ratio(label_score, top, log_sum)
     else:
-        others = jnp.where(_axis_index(x.ndim, -1, V) == blank_id, -jnp.inf, x)
-        top, log_sum = _log_denominator(others)
+        others = jnp.where(axis_index(x.ndim, -1, V) == blank_id, -jnp.inf, x)
+        top, log_sum = log_denominator(others)
         denominators = top + log_sum
         z = jnp.where(blank_score == jnp.inf, jnp.nan, blank_score)
         blank = jax.nn.log_sigmoid(z)
-        label = jax.nn.log_sigmoid(-z) + _log_ratio(label_score, top, log_sum)
-    u = _axis_index(inside.ndim, -1, W)
+        label = jax.nn.log_sigmoid(-z) + log_ratio(label_score, top, log_sum)
+    u = axis_index(inside.ndim, -1, W)
     has_label = inside & (u < bounds[..., 3, None, None])
     return (
         jnp.where(inside, blank, -jnp.inf),
@@ -105,7 +105,7 @@ def arcs_bwd(
     active = ((blank_weights != 0) | (label_weights != 0))[..., None]
     x = jnp.where(active, logits.astype(accumulator_dtype(logits.dtype)), 0)
     blank, label = blank_weights[..., None], label_weights[..., None]
-    classes = _axis_index(x.ndim, -1, V)
+    classes = axis_index(x.ndim, -1, V)
     is_blank, is_label = classes == blank_id, classes == _label_ids(labels, W, V)
     hits = jnp.where(is_blank, blank, 0) + jnp.where(is_label, label, 0)
     scale = blank + label if normalization == "softmax" else label
@@ -204,15 +204,15 @@ class _Fronts:
             label = label + _shift_left(blank, -jnp.inf)
         if delay_penalty != 0:
             middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
-            t = _axis_index(label.ndim, -2, T).astype(label.dtype)
+            t = axis_index(label.ndim, -2, T).astype(label.dtype)
             label = label + delay_penalty * (middle - t)
 
         ndim = len(batch) + 2  # (n, *batch, u)
-        n, u = _axis_index(ndim, 0, self.num_fronts), _axis_index(ndim, -1, W)
+        n, u = axis_index(ndim, 0, self.num_fronts), axis_index(ndim, -1, W)
         frame_begin, frame_end, label_begin, label_end = (
             bounds[None, ..., i, None] for i in range(4)
         )
-        self.valid = _valid_bounds(bounds, T, W - 1)
+        self.valid = valid_bounds(bounds, T, W - 1)
         self.label_end = label_end[0]
         frames, labels = frame_end - frame_begin, label_end - label_begin
         self.empty, self.unlabelled = (frames <= 0)[0, ..., 0], (labels <= 0)[0, ..., 0]
@@ -278,7 +278,7 @@ class _Fronts:
             move = extended.shift_right(extended.multiply(row, extended.exp(label)))
             after, largest = extended.normalise(extended.add(stay, move))
             offset = _two_sum(offset, largest.astype(dtype))
-            u = _axis_index(after.mantissa.ndim, -1, after.mantissa.shape[-1])
+            u = axis_index(after.mantissa.ndim, -1, after.mantissa.shape[-1])
             at_end = jnp.sum(jnp.where(u == self.label_end, after.mantissa, 0), axis=-1)
             score = jnp.where(self.end[..., 0] == n + 1, extended.log(at_end, offset), score)
             return (start_here(n + 1, after), offset, score), row
@@ -294,7 +294,7 @@ class _Fronts:
 
         def step(beta, front):
             n, blank, label, alpha = front
-            u = _axis_index(blank.ndim, -1, blank.shape[-1])
+            u = axis_index(blank.ndim, -1, blank.shape[-1])
             end = (self.end == n + 1) & (u == self.label_end)
             beta = Extended(jnp.where(end, 1, beta.mantissa), jnp.where(end, 0, beta.exponent))
             stay = extended.multiply(beta, extended.exp(blank))
@@ -315,14 +315,14 @@ class _Fronts:
         return self._from_fronts(blank), self._from_fronts(label)
 
 
-def _axis_index(ndim: int, axis: int, size: int) -> jax.Array:
+def axis_index(ndim: int, axis: int, size: int) -> jax.Array:
     """Indices along one axis, shaped to broadcast against arrays of `ndim` dimensions."""
     shape = [1] * ndim
     shape[axis] = size
     return lax.broadcasted_iota(jnp.int32, shape, axis % ndim)
 
 
-def _valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:
+def valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
     frames_ok = (frame_begin >= 0) & (frame_begin <= frame_end) & (frame_end <= T)
     return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= num_labels)
@@ -331,9 +331,9 @@ def _valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:
 def _cells_inside(bounds: jax.Array, T: int, W: int, num_labels: int) -> jax.Array:
     """Cells that belong to a valid utterance, `(*batch, T, U+1)` bool."""
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None, None] for i in range(4))
-    t, u = _axis_index(frame_begin.ndim, -2, T), _axis_index(frame_begin.ndim, -1, W)
+    t, u = axis_index(frame_begin.ndim, -2, T), axis_index(frame_begin.ndim, -1, W)
     inside = (frame_begin <= t) & (t < frame_end) & (label_begin <= u) & (u <= label_end)
-    return inside & _valid_bounds(bounds, T, num_labels)[..., None, None]
+    return inside & valid_bounds(bounds, T, num_labels)[..., None, None]
 
 
 def _label_ids(labels: jax.Array, W: int, V: int) -> jax.Array:
@@ -342,7 +342,7 @@ def _label_ids(labels: jax.Array, W: int, V: int) -> jax.Array:
     return jnp.pad(jnp.clip(labels, 0, V - 1), padding)[..., None, :, None]
 
 
-def _log_denominator(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def log_denominator(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The logarithm of the sum of exp(x), as the maximum and the rest; NaN where x has +inf."""
     top = lax.stop_gradient(jnp.max(x, axis=-1))
     top = jnp.where(top == -jnp.inf, 0, jnp.where(top == jnp.inf, jnp.nan, top))
@@ -350,7 +350,7 @@ def _log_denominator(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return top, jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
 
 
-def _log_ratio(score: jax.Array, top: jax.Array, log_sum: jax.Array) -> jax.Array:
+def log_ratio(score: jax.Array, top: jax.Array, log_sum: jax.Array) -> jax.Array:
     """`score - (top + log_sum)` without rounding the sum to the size of large scores.
 
     -inf for a forbidden class, also where all classes are.

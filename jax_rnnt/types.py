@@ -49,3 +49,16 @@ class ArcsOptions:
     normalization: Normalization = "softmax"
     clamp: float | None = None
     implementation: Implementation = "auto"
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Static shares of the predictor's and of the encoder's log-probabilities in each arc."""
+
+    lm_only_scale: float = 0.0
+    am_only_scale: float = 0.0
+
+    @property
+    def joint_scale(self) -> float:
+        """The share of the additive joiner's own log-probabilities."""
+        return 1 - self.lm_only_scale - self.am_only_scale

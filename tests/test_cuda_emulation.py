@@ -31,10 +31,12 @@ def test_kernels(programs: Path, seed: int) -> None:
     assert f"threads run {'out of' if seed else 'in'} order" in done.stdout
 
 
-def test_numbers(programs: Path) -> None:
+@pytest.mark.parametrize("flush", [False, True])
+def test_numbers(programs: Path, flush: bool) -> None:
     """16-bit formats over all their values, and the approximate functions' documented bounds."""
-    done = run(programs / "numbers")
+    done = run(programs / "numbers", JAX_RNNT_EMULATION_FLUSH_SUBNORMALS=str(int(flush)))
     assert done.stdout.endswith("all passed\n"), done.stdout + done.stderr
+    assert f"subnormals are {'flushed' if flush else 'kept'}" in done.stdout
 
 
 def test_small_device(programs: Path) -> None:

@@ -5,7 +5,12 @@ def lattice_workspace_elements(
     frames: int, cells: int, topology: int, with_posteriors: bool, element_bytes: int
 ) -> int: ...
 def banded_workspace_elements(
-    frames: int, cells: int, with_posteriors: bool, element_bytes: int
+    frames: int,
+    cells: int,
+    num_labels: int,
+    topology: int,
+    with_posteriors: bool,
+    element_bytes: int,
 ) -> int: ...
 def available_targets() -> list[str]: ...
 def active_target() -> str: ...

@@ -4,3 +4,11 @@ def registrations() -> dict[str, Any]: ...
 def lattice_workspace_elements(
     frames: int, cells: int, topology: int, with_posteriors: bool, element_bytes: int
 ) -> int: ...
+def banded_workspace_elements(
+    frames: int,
+    cells: int,
+    num_labels: int,
+    topology: int,
+    with_posteriors: bool,
+    element_bytes: int,
+) -> int: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,3 +73,21 @@ def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dty
 def uses_shardy() -> bool:
     """Whether programs are partitioned by Shardy, which wants a rule for each custom call."""
     return bool(getattr(jax.config, "jax_use_shardy_partitioner", True))
+
+
+def without_explicit_axes(
+    function: Callable[..., Any], num_batch_dims: int, *operands: jax.Array
+) -> Any:
+    """`function(*operands)`, its inside partitioned by the compiler also on explicit meshes.
+
+    Results have their leading dimensions sharded as those of the first operand.
+    """
+    shardings = [getattr(jax.typeof(x), "sharding", None) for x in operands]
+    if not any(s is not None and any(s.spec) for s in shardings):
+        return function(*operands)  # specs of axes that are not explicit are empty
+    assert shardings[0] is not None
+    mesh, spec = shardings[0].mesh, PartitionSpec(*shardings[0].spec[:num_batch_dims])
+    inside = jax.sharding.auto_axes(
+        function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
+    )
+    return inside(*operands)

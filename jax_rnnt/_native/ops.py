@@ -35,10 +35,11 @@ def _lattice_attributes(
     }
 
 
-def _banded_attributes(topology: Topology, delay_penalty: float) -> dict[str, Any]:
+def _banded_attributes(topology: Topology, delay_penalty: float, num_labels: int) -> dict[str, Any]:
     return {
         "topology": np.int64(_TOPOLOGY_CODES[topology]),
         "delay_penalty": np.float64(delay_penalty),
+        "num_labels": np.int64(num_labels),
     }
 
 
@@ -62,9 +63,12 @@ def _lattice_workspace(
     return [((elements,), blank.dtype)]
 
 
-def _banded_workspace(kernels: ModuleType, blank: Any, with_posteriors: bool) -> list[CoreType]:
+def _banded_workspace(
+    kernels: ModuleType, blank: Any, topology: Topology, num_labels: int, with_posteriors: bool
+) -> list[CoreType]:
+    code = _TOPOLOGY_CODES[topology]
     elements = kernels.banded_workspace_elements(
-        *_known_sizes(blank), with_posteriors, blank.dtype.itemsize
+        *_known_sizes(blank), num_labels, code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
 
@@ -116,18 +120,22 @@ _banded_lattice_p = native_primitive(
     "jax_rnnt_banded_lattice",
     core_ndim=2,
     outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
-    fallback=banded.banded_lattice,
+    fallback=lambda *args, num_labels, **params: banded.banded_lattice(*args, **params),
     attributes=_banded_attributes,
-    workspace=lambda kernels, blank, *_, **params: _banded_workspace(kernels, blank, True),
+    workspace=lambda kernels, blank, *_, topology, num_labels, **params: _banded_workspace(
+        kernels, blank, topology, num_labels, True
+    ),
 )
 
 _banded_lattice_score_p = native_primitive(
     "jax_rnnt_banded_lattice_score",
     core_ndim=2,
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
-    fallback=lambda *args, **params: [banded.banded_lattice_score(*args, **params)],
+    fallback=lambda *args, num_labels, **params: [banded.banded_lattice_score(*args, **params)],
     attributes=_banded_attributes,
-    workspace=lambda kernels, blank, *_, **params: _banded_workspace(kernels, blank, False),
+    workspace=lambda kernels, blank, *_, topology, num_labels, **params: _banded_workspace(
+        kernels, blank, topology, num_labels, False
+    ),
 )
 
 
@@ -160,7 +168,7 @@ def lattice_score(
 def banded_lattice(
     blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`banded.banded_lattice` by the native kernel."""
+    """`banded.banded_lattice` by the native kernel. `num_labels` bounds the label positions."""
     operands = align_varying_axes(blank, label, starts, bounds)
     return tuple(_banded_lattice_p.bind(*operands, **params))
 

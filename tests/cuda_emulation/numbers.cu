@@ -139,11 +139,20 @@ void test_math() {
   }
 }
 
+__global__ void halve_kernel(float* x) { *x *= 0.5f; }
+
+void test_subnormals() {
+  const Buffer<float> x(std::vector<float>{0x1p-126f});
+  check_success(launch(halve_kernel, 1, 1, 0, x.data()));
+  std::printf("   subnormals are %s\n", x.read()[0] > 0 ? "kept" : "flushed");
+}
+
 }  // namespace
 
 int main() {
   run_all({
       {"conversions", test_conversions},
       {"math", test_math},
+      {"subnormals", test_subnormals},
   });
 }

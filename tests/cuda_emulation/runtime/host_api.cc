@@ -31,7 +31,7 @@ const char* environment(const char* name, const char* otherwise) {
 struct State {
   std::mutex mutex;
   Device device;
-  uint64_t shuffle_seed;
+  Settings settings;
   std::map<const void*, size_t> dynamic_shared_limits;  // of kernels that asked for more
   std::atomic<uint64_t> launches = 0;
 
@@ -42,7 +42,9 @@ struct State {
     device.compute_capability_major = std::stoi(capability);
     device.compute_capability_minor = std::stoi(capability.substr(capability.find('.') + 1));
     device.multiprocessors = std::stoi(environment("JAX_RNNT_EMULATION_MULTIPROCESSORS", "132"));
-    shuffle_seed = std::stoull(environment("JAX_RNNT_EMULATION_SHUFFLE", "0"));
+    settings.shuffle_seed = std::stoull(environment("JAX_RNNT_EMULATION_SHUFFLE", "0"));
+    settings.flush_subnormals =
+        std::stoi(environment("JAX_RNNT_EMULATION_FLUSH_SUBNORMALS", "0")) != 0;
   }
 };
 
@@ -97,7 +99,7 @@ void set_device(const Device& device) {
 
 void set_shuffle(unsigned long long seed) {
   const std::lock_guard lock(state().mutex);
-  state().shuffle_seed = seed;
+  state().settings.shuffle_seed = seed;
 }
 
 unsigned long long launches() { return state().launches; }
@@ -105,17 +107,17 @@ unsigned long long launches() { return state().launches; }
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*run)(const void*),
                    const void* arguments) {
   size_t limit = kSharedWithoutOptIn;
-  uint64_t seed;
+  Settings settings;
   {
     const std::lock_guard lock(state().mutex);
     const auto found = state().dynamic_shared_limits.find(kernel);
     if (found != state().dynamic_shared_limits.end()) limit = found->second;
-    seed = state().shuffle_seed;
+    settings = state().settings;
   }
   const cudaError_t error = check_launch(config, limit);
   if (error != cudaSuccess) return remember(error);
   ++state().launches;
-  Machine::of_this_os_thread().run_grid(config, kernel, run, arguments, seed);
+  Machine::of_this_os_thread().run_grid(config, kernel, run, arguments, settings);
   return cudaSuccess;
 }
 

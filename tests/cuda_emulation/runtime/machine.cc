@@ -11,6 +11,20 @@ const int warpSize = 32;
 
 namespace emulation {
 
+namespace {
+
+// Of double as well as float, where nvcc's -ftz=true flushes float alone.
+void flush_subnormals() {
+#ifdef __x86_64__
+  constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZeros = 0x0040;
+  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | kFlushToZero | kDenormalsAreZeros);
+#else
+  misuse("subnormals can be flushed on x86 only");
+#endif
+}
+
+}  // namespace
+
 Machine& Machine::of_this_os_thread() {
   static thread_local Machine machine;
   return machine;
@@ -22,12 +36,12 @@ Thread& Machine::current() {
 }
 
 void Machine::run_grid(const cudaLaunchConfig_t& config, const void* kernel,
-                       void (*run)(const void*), const void* arguments, uint64_t shuffle_seed) {
+                       void (*run)(const void*), const void* arguments, const Settings& settings) {
   if (current_ != nullptr) misuse("kernels cannot launch kernels here");
   DynamicShared shared(config.dynamicSmemBytes);
   kernel_ = kernel, run_ = run, arguments_ = arguments, shared_ = &shared;
-  shuffles_ = shuffle_seed != 0;
-  random_.seed(shuffle_seed);
+  shuffles_ = settings.shuffle_seed != 0;
+  random_.seed(settings.shuffle_seed);
 
   const dim3 grid = config.gridDim, block = config.blockDim;
   gridDim = grid;
@@ -41,10 +55,11 @@ void Machine::run_grid(const cudaLaunchConfig_t& config, const void* kernel,
     threads_[i].index = {n % block.x, n / block.x % block.y, n / block.x / block.y};
   }
 
-  // XLA's threads flush subnormals to zero; the device does not.
+  // XLA's threads flush subnormals to zero; the device does if it is compiled to.
   std::fenv_t environment;
   std::fegetenv(&environment);
   std::fesetenv(FE_DFL_ENV);
+  if (settings.flush_subnormals) flush_subnormals();
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
   std::vector<uint64_t> order;
   if (shuffles_) {

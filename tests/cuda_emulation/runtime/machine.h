@@ -39,6 +39,11 @@ struct Thread {
   int lane() const { return number % 32; }
 };
 
+struct Settings {
+  uint64_t shuffle_seed;
+  bool flush_subnormals;
+};
+
 struct Warp {
   unsigned live = 0, waiting = 0;  // lanes that have not exited; those in a warp collective
 };
@@ -66,7 +71,7 @@ class Machine {
   static Machine& of_this_os_thread();
 
   void run_grid(const cudaLaunchConfig_t& config, const void* kernel, void (*run)(const void*),
-                const void* arguments, uint64_t shuffle_seed);
+                const void* arguments, const Settings& settings);
 
   int block_collective(Op op, int predicate, Site site);
   uint64_t warp_collective(Op op, unsigned mask, uint64_t operand, int source, Site site);

@@ -1,0 +1,228 @@
+// The transducer recursion inside a band: its arcs are arranged front by front, wound around as
+// many slots as the band has cells (see trellis.h), then the sweeps are those of a whole lattice.
+#include "corridor.h"
+#include "kernels.h"
+#include "sweep_launch.h"
+
+namespace jax_rnnt::cuda {
+namespace {
+
+inline constexpr int kThreads = 256;
+
+// Counted in elements of float or double, in each of which an int32 fits.
+struct BandedLayout {
+  WorkspaceLayout sweeps;
+  int64_t fronts;  // at most
+  int64_t blank;   // rows of fronts: arcs, then posteriors
+  int64_t label;
+  int64_t corridor;
+  int64_t feasible;
+  int64_t total;
+};
+
+BandedLayout banded_layout(int64_t frames, int64_t cells, int64_t labels, Topology topology,
+                           bool with_posteriors, int64_t element_bytes) {
+  BandedLayout layout{};
+  layout.fronts = frames + (topology == Topology::kRegular ? labels : 0);
+  layout.sweeps = workspace_layout(layout.fronts, cells, false, with_posteriors, element_bytes);
+  layout.blank = round_up(layout.sweeps.total, 4);
+  layout.label = layout.blank + layout.fronts * cells;
+  layout.corridor = layout.label + layout.fronts * cells;
+  layout.feasible = layout.corridor + Corridor::kRows * frames;
+  layout.total = round_up(layout.feasible + 1, 4);
+  return layout;
+}
+
+template <class T>
+struct Utterance {
+  Bounds bounds;
+  bool valid;
+  const int32_t* starts;  // of the first frame
+  T* workspace;
+  Corridor corridor;
+  int32_t* feasible;
+  int64_t first_cell;  // of the planes
+
+  __device__ __forceinline__ Utterance(const BandedLattice& p, const BandedLayout& layout,
+                                       int64_t b)
+      : bounds(p.bounds[b]),
+        valid(bounds.valid(p.frames, p.labels)),
+        starts(p.starts + b * p.frames + (valid ? bounds.frame_begin : 0)),
+        workspace(static_cast<T*>(p.workspace) + b * p.workspace_elements),
+        corridor{reinterpret_cast<int32_t*>(workspace + layout.corridor), p.frames},
+        feasible(reinterpret_cast<int32_t*>(workspace + layout.feasible)),
+        first_cell((b * p.frames + (valid ? bounds.frame_begin : 0)) * p.cells) {}
+
+  __device__ __forceinline__ int frames() const { return bounds.frame_end - bounds.frame_begin; }
+  __device__ __forceinline__ int labels() const { return bounds.label_end - bounds.label_begin; }
+
+  // Where the arcs of cell (t, u), both counted from the begins, are among the fronts.
+  __device__ __forceinline__ int64_t place(const BandedLattice& p, int64_t t, int64_t u) const {
+    const int64_t front = p.topology == Topology::kRegular ? t + u : t;
+    return front * p.cells + u % p.cells;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ Trellis<T, true> trellis_of(const BandedLattice& p,
+                                                       const BandedLayout& layout, int64_t b) {
+  const Utterance<T> utterance(p, layout, b);
+  Trellis<T, true> trellis{};
+  if (!utterance.valid) {
+    trellis.trivial_log_likelihood = not_a_number<T>();
+    return trellis;
+  }
+  const bool regular = p.topology == Topology::kRegular;
+  trellis.frames = trellis.fronts =
+      utterance.frames() == 0 ? 0 : utterance.frames() + (regular ? utterance.labels() : 0);
+  trellis.slots = int(p.cells);
+  trellis.last_node = int(utterance.labels() % p.cells);
+  trellis.plane_stride = p.cells;
+  trellis.blank = trellis.blank_out = utterance.workspace + layout.blank;
+  trellis.label = trellis.label_out = utterance.workspace + layout.label;
+  trellis.feasible = *utterance.feasible != 0;
+  trellis.trivial_log_likelihood =
+      trellis.fronts == 0 && utterance.labels() == 0 ? T(0) : -Constants<T>::kInfinity;
+  return trellis;
+}
+
+// Arranges the arcs of one utterance by front; those on no complete path become -inf.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    arrange_kernel(const BandedLattice p, const BandedLayout layout) {
+  const int64_t b = blockIdx.x;
+  const Utterance<T> utterance(p, layout, b);
+  if (!utterance.valid || utterance.frames() == 0) return;
+  const bool feasible =
+      find_corridor(utterance.corridor, utterance.bounds, utterance.starts, p.cells, p.topology);
+  if (threadIdx.x == 0) *utterance.feasible = feasible;
+  if (!feasible) return;
+
+  const Trellis<T, true> trellis = trellis_of<T>(p, layout, b);
+  T* blank_out = utterance.workspace + layout.blank;
+  T* label_out = utterance.workspace + layout.label;
+  for (int64_t i = threadIdx.x; i < trellis.fronts * p.cells; i += kThreads) {
+    blank_out[i] = label_out[i] = -Constants<T>::kInfinity;
+  }
+  __syncthreads();
+  const T* blank = static_cast<const T*>(p.blank) + utterance.first_cell;
+  const T* label = static_cast<const T*>(p.label) + utterance.first_cell;
+  const Bounds& bounds = utterance.bounds;
+  const T penalty = T(p.delay_penalty);
+  const T center = (T(bounds.frame_end) - 1) / 2 - T(bounds.frame_begin);
+  for (int64_t i = threadIdx.x; i < utterance.frames() * p.cells; i += kThreads) {
+    const int64_t t = i / p.cells, s = i - t * p.cells;
+    const int64_t u = int64_t(utterance.starts[t]) + s;
+    if (utterance.corridor.blank(t).contains(u)) {
+      blank_out[utterance.place(p, t, u - bounds.label_begin)] = blank[i];
+    }
+    if (utterance.corridor.label(t).contains(u)) {
+      T log_prob = label[i] + penalty * (center - T(t));
+      if (p.topology == Topology::kConstrained) log_prob += blank[i + 1];
+      label_out[utterance.place(p, t, u - bounds.label_begin)] = log_prob;
+    }
+  }
+}
+
+template <class T, Pass kPass, bool kShared>
+__global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
+    banded_sweep_kernel(const BandedLattice p, const SweepLayout sweep_layout,
+                        const BandedLayout layout) {
+  const int64_t b = blockIdx.x / 2;
+  sweep_of_block<kPass, kShared>(trellis_of<T>(p, layout, b), sweep_layout, layout.sweeps,
+                                 static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells,
+                                 blockIdx.x % 2 == 0, static_cast<T*>(p.log_likelihood) + b);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMostSweepThreads<T, true>)
+    banded_score_kernel(const BandedLattice p, const BandedLayout layout, int tile_fronts) {
+  const int64_t b = blockIdx.x;
+  score_of_block(trellis_of<T>(p, layout, b), layout.sweeps,
+                 static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells, tile_fronts,
+                 static_cast<T*>(p.log_likelihood) + b);
+}
+
+// Posteriors back from fronts to the cells of the band; zeros in all others.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    collect_kernel(const BandedLattice p, const BandedLayout layout) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= p.batch * p.frames * p.cells) return;
+  const int64_t frame = i / p.cells, s = i - frame * p.cells;
+  const int64_t b = frame / p.frames;
+  const Utterance<T> utterance(p, layout, b);
+  const Bounds& bounds = utterance.bounds;
+  const int64_t t = frame - b * p.frames - bounds.frame_begin;
+  T blank = 0, label = 0;
+  const T log_likelihood = static_cast<const T*>(p.log_likelihood)[b];
+  const bool finite = log_likelihood - log_likelihood == 0;
+  if (finite && utterance.valid && 0 <= t && t < utterance.frames()) {
+    const T* blanks = utterance.workspace + layout.blank;
+    const T* labels = utterance.workspace + layout.label;
+    const int64_t u = int64_t(utterance.starts[t]) + s;
+    const int64_t relative = u - bounds.label_begin;
+    if (utterance.corridor.blank(t).contains(u)) blank = blanks[utterance.place(p, t, relative)];
+    if (utterance.corridor.label(t).contains(u)) label = labels[utterance.place(p, t, relative)];
+    // An occurrence of a constrained label arc is one of both its parts.
+    if (p.topology == Topology::kConstrained && s > 0 &&
+        utterance.corridor.label(t).contains(u - 1)) {
+      blank += labels[utterance.place(p, t, relative - 1)];
+    }
+  }
+  static_cast<T*>(p.blank_posteriors)[i] = blank;
+  static_cast<T*>(p.label_posteriors)[i] = label;
+}
+
+template <class T, bool kShared>
+cudaError_t launch_all(const BandedLattice& p, const SweepLayout& sweep_layout,
+                       cudaStream_t stream) {
+  const bool with_posteriors = p.blank_posteriors != nullptr;
+  const BandedLayout layout =
+      banded_layout(p.frames, p.cells, p.labels, p.topology, with_posteriors, sizeof(T));
+  const Grid sweeps = sweep_grid<T, kShared>(p.batch, p.cells, sweep_layout);
+  cudaError_t status = launch(arrange_kernel<T>, Grid{p.batch, kThreads}, stream, p, layout);
+  if (status != cudaSuccess) return status;
+  if (!with_posteriors) {
+    status = launch(banded_sweep_kernel<T, Pass::kScore, kShared>, sweeps, stream, p, sweep_layout,
+                    layout);
+    if (status != cudaSuccess) return status;
+    return launch(banded_score_kernel<T>, Grid{p.batch, sweeps.threads}, stream, p, layout,
+                  sweep_layout.fronts);
+  }
+  status = launch(banded_sweep_kernel<T, Pass::kTowardsMiddle, kShared>, sweeps, stream, p,
+                  sweep_layout, layout);
+  if (status != cudaSuccess) return status;
+  status = launch(banded_sweep_kernel<T, Pass::kFromMiddle, kShared>, sweeps, stream, p,
+                  sweep_layout, layout);
+  if (status != cudaSuccess) return status;
+  const int64_t cells = p.batch * p.frames * p.cells;
+  return launch(collect_kernel<T>, Grid{(cells + kThreads - 1) / kThreads, kThreads}, stream, p,
+                layout);
+}
+
+template <class T>
+cudaError_t launch_banded_lattice(const BandedLattice& p, cudaStream_t stream) {
+  SweepLayout layout;
+  bool shared;
+  const cudaError_t status =
+      choose_sweep_layout<T>(p.cells, p.blank_posteriors != nullptr, layout, shared);
+  if (status != cudaSuccess) return status;
+  return shared ? launch_all<T, true>(p, layout, stream) : launch_all<T, false>(p, layout, stream);
+}
+
+}  // namespace
+
+cudaError_t banded_lattice(const BandedLattice& p, DType dtype, cudaStream_t stream) {
+  if (p.batch == 0) return cudaSuccess;
+  return dtype == DType::kF64 ? launch_banded_lattice<double>(p, stream)
+                              : launch_banded_lattice<float>(p, stream);
+}
+
+int64_t banded_workspace_elements(int64_t frames, int64_t cells, int64_t labels, Topology topology,
+                                  bool with_posteriors, DType dtype) {
+  const int64_t element_bytes = dtype == DType::kF64 ? sizeof(double) : sizeof(float);
+  return banded_layout(frames, cells, labels, topology, with_posteriors, element_bytes).total;
+}
+
+}  // namespace jax_rnnt::cuda

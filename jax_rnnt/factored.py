@@ -1,0 +1,356 @@
+"""The losses of the additive joiner, straight from its two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+
+from . import validation
+from ._native.jax_versions import align_varying_axes
+from .bounds import Utterances, labels_and_bounds
+from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
+from .lattice import gradient_weights, lattice, lattice_score
+from .reduction import negative, reduce_losses
+from .smoothed_arcs import smoothed_arcs_bwd, smoothed_arcs_fwd
+from .types import (
+    ArcsOptions,
+    Array,
+    Implementation,
+    LatticeOptions,
+    Normalization,
+    Posteriors,
+    Reduction,
+    Smoothing,
+    Topology,
+)
+
+
+@overload
+def rnnt_loss_simple(
+    am: Array,
+    lm: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    return_posteriors: Literal[False] = False,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array: ...
+
+
+@overload
+def rnnt_loss_simple(
+    am: Array,
+    lm: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    return_posteriors: Literal[True],
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> tuple[jax.Array, Posteriors]: ...
+
+
+def rnnt_loss_simple(
+    am: Array,
+    lm: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    return_posteriors: bool = False,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array | tuple[jax.Array, Posteriors]:
+    """RNN-Transducer loss of the logits `am[t] + lm[u]`, which are never stored.
+
+    The "simple" joiner of pruned training (arXiv 2206.13236, section 2.2): the normaliser of
+    `P(v | t, u) = exp(am[t, v] + lm[u, v]) / sum_k exp(am[t, k] + lm[u, k])` is a matrix product of
+    exponentials. Memory is a few `(T, U+1)` planes and arrays of the size of `am`. The result is
+    that of `rnnt_loss` on the sum, whatever the logits: where an acoustic and a label peak are far
+    apart, frames are computed one at a time and take longer.
+
+    Args:
+      am: `(*batch, T, V)` float32, float64, bfloat16 or float16: the encoder's half of the logits,
+        for each frame. V includes blank.
+      lm: `(*batch, U+1, V)`, same dtype: the predictor's half, after each number of labels.
+      labels: `(*batch, U)` integers in [0, V), none of them blank. Padding may be anything.
+      return_posteriors: also return the arc posteriors, from the same pass. They are constants to
+        differentiation; `get_rnnt_prune_ranges` takes them.
+      normalization: of the sum, as in `rnnt_loss`; `"none"` if it is a log-probability already.
+      implementation: of the recursion over the arcs, as in `rnnt_loss`; the matrix products are
+        XLA's in every case.
+      logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
+        logit_begins, label_begins, reduction, where, check: as in `rnnt_loss`.
+
+    Returns:
+      The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`, posteriors as
+      `rnnt_loss_from_arcs` returns them. Frames and label positions outside an utterance have no
+      effect and get gradient zero.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
+    """
+    return _checked_loss(
+        (am, lm),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (blank_id, normalization, None, implementation),
+        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        None,
+        reduction,
+        return_posteriors,
+        check,
+    )
+
+
+@overload
+def rnnt_loss_smoothed(
+    am: Array,
+    lm: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    lm_only_scale: float,
+    am_only_scale: float,
+    return_posteriors: Literal[False] = False,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array: ...
+
+
+@overload
+def rnnt_loss_smoothed(
+    am: Array,
+    lm: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    lm_only_scale: float,
+    am_only_scale: float,
+    return_posteriors: Literal[True],
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> tuple[jax.Array, Posteriors]: ...
+
+
+def rnnt_loss_smoothed(
+    am: Array,
+    lm: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    lm_only_scale: float,
+    am_only_scale: float,
+    return_posteriors: bool = False,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array | tuple[jax.Array, Posteriors]:
+    """RNN-Transducer loss of the additive joiner, smoothed by each of its halves alone.
+
+    Log-probabilities of arcs are `(1 - l - a)` times those of `rnnt_loss_simple`, plus `l` times
+    `log_softmax(lm[u])`, plus `a` times `log_softmax(am[t] + log p)`, with `l = lm_only_scale`,
+    `a = am_only_scale`, and `p` the mean of `softmax(lm[u])` over the label positions of the batch
+    (arXiv 2206.13236, section 2.3). It keeps both halves meaningful by themselves, which makes for
+    better pruning.
+
+    `p` makes the losses of a batch depend on each other, and `lm`'s gradient flows through it. It
+    leaves out padding, utterances without frames, those that `where` leaves out and those with NaN
+    or +inf. It is over the batch of one call: `jax.vmap` makes a batch of each mapped call, and
+    `shard_map` of each shard; where the compiler divides the batch among devices, `p` and its
+    gradient are summed over them.
+
+    Args:
+      am, lm, labels, return_posteriors: as in `rnnt_loss_simple`.
+      lm_only_scale, am_only_scale: static, >= 0, with a sum below 1; with both 0 this is
+        `rnnt_loss_simple`.
+      normalization: `"softmax"`, the only one that is defined here.
+      logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
+        logit_begins, label_begins, reduction, where, implementation, check: as in
+        `rnnt_loss_simple`.
+
+    Returns:
+      As `rnnt_loss_simple`. The label positions of an utterance without any alignment count in `p`,
+      and still have gradient zero.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss`; ValueError also for another
+        normalization and for scales out of range.
+    """
+    smoothing = validation.smoothing(lm_only_scale, am_only_scale, normalization)
+    return _checked_loss(
+        (am, lm),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (blank_id, normalization, None, implementation),
+        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        smoothing,
+        reduction,
+        return_posteriors,
+        check,
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is static about a loss."""
+
+    arcs: ArcsOptions
+    lattice: LatticeOptions
+    smoothing: Smoothing | None
+    return_posteriors: bool
+
+
+def _checked_loss(
+    scores: tuple[Any, Any],
+    utterance_arguments: tuple[Any, ...],
+    arcs_arguments: tuple[Any, ...],
+    lattice_arguments: tuple[Any, ...],
+    smoothing: Smoothing | None,
+    reduction: Any,
+    return_posteriors: Any,
+    check: Any,
+) -> Any:
+    """The loss, after all checks; arguments as `validation` takes them."""
+    am, lm, sizes = validation.factored_scores(*scores)
+    utterances = validation.utterances_of(sizes, *utterance_arguments)
+    blank_id, *rest = arcs_arguments
+    assert sizes.V is not None
+    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
+    options = _Options(
+        arcs_options,
+        validation.lattice_options(*lattice_arguments),
+        smoothing,
+        validation.static_bool("return_posteriors", return_posteriors),
+    )
+    reduction = validation.reduction_of(reduction)
+    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
+    loss, posteriors = _reduced_loss(am, lm, utterances, options, reduction)
+    return loss if posteriors is None else (loss, posteriors)
+
+
+@partial(jax.jit, static_argnames=("options", "reduction"))
+def _reduced_loss(
+    am: jax.Array,
+    lm: jax.Array,
+    utterances: Utterances,
+    options: _Options,
+    reduction: Reduction,
+) -> tuple[jax.Array, Posteriors | None]:
+    sizes = validation.factored_sizes(am.shape, lm.shape)
+    labels, bounds = labels_and_bounds(am, sizes, utterances, options.arcs.blank_id)
+    assert labels is not None
+    result: Any = _loss(options, *align_varying_axes(am, lm, labels, bounds))
+    loss, posteriors = result
+    return reduce_losses(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(
+    options: _Options, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
+) -> tuple[jax.Array, Posteriors | None]:
+    if options.return_posteriors:
+        return _loss_fwd(options, am, lm, labels, bounds)[0]
+    blank, label, _ = _arcs(options, am, lm, labels, bounds)
+    return negative(lattice_score(options.lattice, blank, label, bounds)), None
+
+
+def _loss_fwd(options, am, lm, labels, bounds):
+    blank, label, denominators = _arcs(options, am, lm, labels, bounds)
+    log_likelihood, posteriors = lattice(options.lattice, blank, label, bounds)
+    result = negative(log_likelihood), posteriors if options.return_posteriors else None
+    finite = jnp.isfinite(log_likelihood)
+    return result, (am, lm, labels, bounds, denominators, posteriors, finite)
+
+
+def _loss_bwd(options, residuals, cotangents):
+    *scores_and_bounds, denominators, posteriors, finite = residuals
+    weights = gradient_weights(options.lattice, posteriors)
+    am, lm, labels, bounds, *operands = align_varying_axes(
+        *scores_and_bounds, denominators, *weights, cotangents[0], finite
+    )
+    if options.smoothing is None:
+        gradients = factored_arcs_bwd(options.arcs, am, lm, labels, *operands[:-1])
+    else:
+        gradients = smoothed_arcs_bwd(
+            options.arcs, options.smoothing, am, lm, labels, bounds, *operands
+        )
+    return *gradients, None, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _arcs(
+    options: _Options, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if options.smoothing is None:
+        return factored_arcs_fwd(options.arcs, am, lm, labels, bounds)
+    return smoothed_arcs_fwd(options.arcs, options.smoothing, am, lm, labels, bounds)

@@ -1,0 +1,271 @@
+"""Arcs of the additive joiner, whose logits `am[t] + lm[u]` are never stored.
+
+The denominators are matrix products of exponentials, of which a frame's largest and a label
+position's largest are taken out before. Where the two peak at different classes, all products of a
+cell may be too small for floating point; frames with such cells are computed again, exactly, one
+frame at a time. That takes as long as it would with stored logits, for these frames alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .per_shard import per_shard
+from .reference import accumulator_dtype, axis_index, valid_bounds
+from .types import ArcsOptions, Normalization
+
+
+def factored_arcs_fwd(
+    options: ArcsOptions, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arc log-probabilities of every cell, from the two halves of the logits.
+
+    Args:
+      options: `implementation` makes no difference yet: there is no kernel.
+      am: `(*batch, T, V)`.
+      lm: `(*batch, U+1, V)`, of the same dtype.
+      labels: `(*batch, U)` int32.
+      bounds: `(*batch, 4)` int32, see `reference`.
+
+    Returns:
+      `(blank, label, denominators)`, each `(*batch, T, U+1)`: log-probabilities of the two arcs,
+      -inf outside the bounds, and the logarithm of the softmax denominator less the largest `am` of
+      the frame and the largest `lm` of the label position.
+    """
+    function = partial(_arcs_fwd, blank_id=options.blank_id, normalization=options.normalization)
+    blank, label, denominators = per_shard(function, am.ndim - 2, am, lm, labels, bounds)
+    return blank, label, denominators
+
+
+def factored_arcs_bwd(
+    options: ArcsOptions,
+    am: jax.Array,
+    lm: jax.Array,
+    labels: jax.Array,
+    denominators: jax.Array,
+    blank_weights: jax.Array,
+    label_weights: jax.Array,
+    cotangents: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `cotangents * loss` by `am` and `lm`, from the gradient by the arcs.
+
+    Args:
+      options, am, lm, labels: as for `factored_arcs_fwd`.
+      denominators: from `factored_arcs_fwd`.
+      blank_weights, label_weights: `(*batch, T, U+1)`, derivatives of the log-likelihood (minus the
+        loss) by the arcs. Frames and label positions where all are zero get exact zeros.
+      cotangents: `(*batch,)`, of the loss.
+
+    Returns:
+      `(d_am, d_lm)` in the dtype of `am` and `lm`.
+    """
+    function = partial(_arcs_bwd, blank_id=options.blank_id, normalization=options.normalization)
+    operands = (am, lm, labels, denominators, blank_weights, label_weights, cotangents)
+    d_am, d_lm = per_shard(function, am.ndim - 2, *operands)
+    return d_am, d_lm
+
+
+def _arcs_fwd(
+    am: jax.Array,
+    lm: jax.Array,
+    labels: jax.Array,
+    bounds: jax.Array,
+    *,
+    blank_id: int,
+    normalization: Normalization,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`factored_arcs_fwd` with one batch dimension."""
+    (B, T, V), W = am.shape, lm.shape[1]
+    dtype = accumulator_dtype(am.dtype)
+    label_ids = _label_ids(labels, V)
+    at_label = jnp.broadcast_to(label_ids[:, None], (B, T, W))
+    am_label = jnp.take_along_axis(am, at_label, axis=2).astype(dtype)
+    lm_label = jnp.take_along_axis(lm, label_ids[..., None], axis=2)[:, None, :, 0].astype(dtype)
+    am_blank = am[:, :, blank_id, None].astype(dtype)
+    lm_blank = lm[:, None, :, blank_id].astype(dtype)
+    frames, positions = rows_inside(bounds, T, W)
+    if normalization == "none":
+        blank, label = am_blank + lm_blank, am_label + lm_label
+        denominators = jnp.zeros_like(blank)
+    else:
+        excluded = blank_id if normalization == "hat" else None
+        am_rows, lm_rows = _rows(am, frames, excluded), _rows(lm, positions, excluded)
+        denominators = _log_denominators(am_rows, lm_rows)
+        am_top, lm_top = am_rows.top, jnp.swapaxes(lm_rows.top, 1, 2)
+        label = _log_ratio(am_label - am_top, lm_label - lm_top, denominators)
+        if normalization == "softmax":
+            blank = _log_ratio(am_blank - am_top, lm_blank - lm_top, denominators)
+        else:
+            z = am_blank + lm_blank
+            z = jnp.where(z == jnp.inf, jnp.nan, z)
+            blank, label = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z) + label
+    inside = frames[:, :, None] & positions[:, None, :]
+    has_label = inside & (axis_index(3, -1, W) < bounds[:, 3, None, None])
+    return (
+        jnp.where(inside, blank, -jnp.inf),
+        jnp.where(has_label, label, -jnp.inf),
+        jnp.where(inside, denominators, 0),
+    )
+
+
+def _arcs_bwd(
+    am: jax.Array,
+    lm: jax.Array,
+    labels: jax.Array,
+    denominators: jax.Array,
+    blank_weights: jax.Array,
+    label_weights: jax.Array,
+    cotangents: jax.Array,
+    *,
+    blank_id: int,
+    normalization: Normalization,
+) -> tuple[jax.Array, jax.Array]:
+    """`factored_arcs_bwd` with one batch dimension."""
+    V, dtype = am.shape[2], accumulator_dtype(am.dtype)
+    active = (blank_weights != 0) | (label_weights != 0)
+    scale, of_blank = blank_weights + label_weights, -blank_weights
+    if normalization == "hat":
+        z = am[:, :, blank_id, None].astype(dtype) + lm[:, None, :, blank_id].astype(dtype)
+        z = jnp.where(active, z, 0)
+        of_blank = label_weights * jax.nn.sigmoid(z) - blank_weights * jax.nn.sigmoid(-z)
+        scale = label_weights
+    if normalization == "none":
+        d_am, d_lm = jnp.zeros(am.shape, dtype), jnp.zeros(lm.shape, dtype)
+    else:
+        excluded = blank_id if normalization == "hat" else None
+        am_rows = _rows(am, jnp.any(scale != 0, axis=2), excluded)
+        lm_rows = _rows(lm, jnp.any(scale != 0, axis=1), excluded)
+        d_am, d_lm = _expected_counts(am_rows, lm_rows, denominators, scale)
+
+    label_ids = _label_ids(labels, V)
+    add_columns = jax.vmap(lambda plane, ids, columns: plane.at[:, ids].add(columns))
+    d_am = add_columns(d_am, label_ids, -label_weights)
+    d_am = d_am.at[:, :, blank_id].add(jnp.sum(of_blank, axis=2))
+    is_label = axis_index(3, -1, V) == label_ids[..., None]
+    d_lm = d_lm - jnp.where(is_label, jnp.sum(label_weights, axis=1)[..., None], 0)
+    d_lm = d_lm.at[:, :, blank_id].add(jnp.sum(of_blank, axis=1))
+
+    cotangents = cotangents[:, None, None]
+    d_am = jnp.where(jnp.any(active, axis=2)[..., None], cotangents * d_am, 0)
+    d_lm = jnp.where(jnp.any(active, axis=1)[..., None], cotangents * d_lm, 0)
+    return d_am.astype(am.dtype), d_lm.astype(lm.dtype)
+
+
+class _Rows(NamedTuple):
+    """Scores relative to the largest of their row, computed where they are used: not stored."""
+
+    scores: jax.Array  # (B, rows, V), as the caller gave them
+    dead: jax.Array  # (B, rows, 1): rows that count as all -inf, whatever they hold
+    top: jax.Array  # (B, rows, 1): the largest; 0 for dead rows, NaN for NaN and +inf
+    excluded: int | None  # a class that counts as -inf
+
+    def relative(self, *index: jax.Array) -> jax.Array:
+        """All, or the rows of one utterance, or one row."""
+        scores = _without_class(self.scores[index], self.excluded)
+        return jnp.where(self.dead[index], -jnp.inf, scores - self.top[index])
+
+
+def _rows(scores: jax.Array, used: jax.Array, excluded: int | None) -> _Rows:
+    top = jnp.max(_without_class(scores, excluded), axis=2, keepdims=True)
+    dead = ~used[..., None] | (top == -jnp.inf)
+    top = jnp.where(dead, 0, jnp.where(top == jnp.inf, jnp.nan, top))
+    return _Rows(scores, dead, top, excluded)
+
+
+def _without_class(scores: jax.Array, excluded: int | None) -> jax.Array:
+    scores = scores.astype(accumulator_dtype(scores.dtype))
+    if excluded is None:
+        return scores
+    return jnp.where(axis_index(scores.ndim, -1, scores.shape[-1]) == excluded, -jnp.inf, scores)
+
+
+def _log_denominators(am: _Rows, lm: _Rows) -> jax.Array:
+    """log sum_v exp(am[t, v] + lm[u, v]), `(B, T, U+1)`."""
+    sums = _products("btv,buv->btu", jnp.exp(am.relative()), jnp.exp(lm.relative()))
+    dead = am.dead | jnp.swapaxes(lm.dead, 1, 2)
+    inexact = jnp.any(~dead & (sums < _smallest_exact_sum(am)), axis=2)
+
+    def one_frame(b: jax.Array, t: jax.Array, logs: jax.Array) -> jax.Array:
+        terms = am.relative(b, t)[None] + lm.relative(b)
+        top = jnp.max(terms, axis=1, keepdims=True)
+        top = jnp.where(top == -jnp.inf, 0, top)
+        row = top[:, 0] + jnp.log(jnp.sum(jnp.exp(terms - top), axis=1))
+        return logs.at[b, t].set(row)
+
+    return _for_each_frame(inexact, one_frame, jnp.log(sums))
+
+
+def _expected_counts(
+    am: _Rows, lm: _Rows, denominators: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of weights[t, u] * exp(am[t, v] + lm[u, v] - denominators[t, u]).
+
+    Returns:
+      The sums over u, `(B, T, V)`, and over t, `(B, U+1, V)`.
+    """
+    logs = jnp.where(weights != 0, denominators, jnp.inf)
+    inexact = jnp.any(logs < jnp.log(_smallest_exact_sum(am)), axis=2)
+    factors = jnp.where(inexact[..., None], 0, weights * jnp.exp(-logs))
+    am_exp, lm_exp = jnp.exp(am.relative()), jnp.exp(lm.relative())
+    over_t = lm_exp * _products("btu,btv->buv", factors, am_exp)
+    over_u = am_exp * _products("btu,buv->btv", factors, lm_exp)
+
+    def one_frame(
+        b: jax.Array, t: jax.Array, sums: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        over_u, over_t = sums
+        terms = am.relative(b, t)[None] + lm.relative(b)
+        counts = weights[b, t][:, None] * jnp.exp(terms - logs[b, t][:, None])
+        return over_u.at[b, t].set(jnp.sum(counts, axis=0)), over_t.at[b].add(counts)
+
+    return _for_each_frame(inexact, one_frame, (over_u, over_t))
+
+
+def _products(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, x, y, precision=lax.Precision.HIGHEST)
+
+
+def _smallest_exact_sum(rows: _Rows) -> jax.Array:
+    """What V products that fall below the normal numbers change by no more than rounding does."""
+    info = jnp.finfo(rows.top.dtype)
+    return jnp.asarray(rows.scores.shape[2] * (float(info.tiny) / float(info.eps)), info.dtype)
+
+
+def _for_each_frame(frames: jax.Array, function: Callable[..., Any], carry: Any) -> Any:
+    """`carry = function(b, t, carry)` for each frame that is true in `frames`, `(B, T)` bool."""
+    B, T = frames.shape
+    if B == 0 or T == 0:
+        return carry
+
+    def step(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        left, carry = state
+        first = jnp.argmax(left)
+        return left.at[first].set(False), function(first // T, first % T, carry)
+
+    return lax.while_loop(lambda state: jnp.any(state[0]), step, (frames.ravel(), carry))[1]
+
+
+def _log_ratio(am: jax.Array, lm: jax.Array, denominators: jax.Array) -> jax.Array:
+    """Log-probability from relative scores; -inf for a forbidden class, also where all are."""
+    forbidden = ((am == -jnp.inf) | (lm == -jnp.inf)) & ~jnp.isnan(denominators)
+    return jnp.where(forbidden, -jnp.inf, (am + lm) - jnp.where(forbidden, 0, denominators))
+
+
+def rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Array]:
+    """Frames `(*batch, T)` and label positions `(*batch, U+1)` of valid utterances."""
+    valid = valid_bounds(bounds, T, W - 1)[..., None]
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
+    t, u = axis_index(bounds.ndim, -1, T), axis_index(bounds.ndim, -1, W)
+    frames = valid & (frame_begin <= t) & (t < frame_end)
+    return frames, valid & (label_begin <= u) & (u <= label_end)
+
+
+def _label_ids(labels: jax.Array, V: int) -> jax.Array:
+    """The label of each position, `(B, U+1)`, clipped to classes; the last one has none."""
+    return jnp.clip(jnp.pad(labels, [(0, 0), (0, 1)]), 0, V - 1)
