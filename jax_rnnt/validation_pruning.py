@@ -115,12 +115,15 @@ def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: b
         values = np.asarray(jax.device_get(ranges))
         wide = clip_to_int32(values).astype(np.int64)
         start = wide[..., :1]
-        expected = f"S = {S} consecutive label positions in each frame, as get_rnnt_prune_ranges"
+        limit = U + 1 - S
+        expected = f"0 <= ranges[..., 0] <= U+1 - S = {limit}, so that no position is above U = {U}"
+        in_range = (start >= 0) & (start <= limit) | unused
+        raise_or_checkify(in_range, "ranges", values[..., :1], expected)
         position = np.arange(S).reshape([1] * (wide.ndim - 1) + [S])
+        expected = (
+            f"S = {S} consecutive label positions in each frame, as get_rnnt_prune_ranges returns"
+        )
         raise_or_checkify((wide == start + position) | unused, "ranges", values, expected)
-        expected = f"0 <= ranges[..., 0] <= U+1 - S = {U + 1 - S}, so that all are within U = {U}"
-        good = (start >= 0) & (start <= U + 1 - S) | unused
-        raise_or_checkify(good, "ranges", values[..., :1], expected)
     return clip_to_int32(ranges) if isinstance(ranges, np.ndarray) else ranges
 
 
@@ -158,6 +161,8 @@ class _Windows(NamedTuple):
 
 def _known_windows(sizes: Sizes, utterances: Utterances) -> _Windows | None:
     """None if some are not known. Utterances that `where` leaves out are empty."""
+    if not all(isinstance(n, int) for n in (*sizes.batch, sizes.T, sizes.U)):
+        return None  # exported for any size
     where = utterances.where
     defaults = _Windows(*(np.full(sizes.batch, n) for n in (0, sizes.T, 0, sizes.U)))
     given = [getattr(utterances, name) for name in _Windows._fields]
