@@ -93,7 +93,8 @@ def rnnt_loss(
       frames and no labels give loss 0. Padding has no effect and gets gradient zero.
 
       Arcs with log-probability below -2e7 count as -inf, those above 1e6 as NaN, and prefixes of
-      alignments 5e8 nats (in float32) below the likeliest of the same frame as impossible.
+      alignments 5e8 nats (in float32) below the likeliest of the same frame may count as
+      impossible.
 
     Raises:
       TypeError: an argument has the wrong dtype or type.
