@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-# ------------------------------------------------------- workers of pytest-xdist tell the controller
+# ------------------------------------------------------ workers of pytest-xdist tell the controller
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -87,9 +87,7 @@ def test_loss(topology: Options, normalization: str) -> None:
         assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_lattice_score")
         for implementation in ("auto", "native"):
             text = lowered_for_cuda(value_and_grad(implementation, **options), batch)
-            assert_kernels_alone(
-                text, "jax_rnnt_arcs_fwd", "jax_rnnt_lattice", "jax_rnnt_arcs_bwd"
-            )
+            assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_lattice", "jax_rnnt_arcs_bwd")
 
 
 @needs_kernels
@@ -210,12 +208,12 @@ def test_built_without_a_cuda_compiler() -> None:
     assert "implementation='native' has no kernel for platform 'cuda'" in output
 
 
-# --------------------------------------------------------------------------- the extension by itself
+# -------------------------------------------------------------------------- the extension by itself
 
 
 @needs_kernels
 def test_no_cuda_libraries_are_linked() -> None:
-    """The runtime is inside the extension, and the driver is looked for when a kernel is launched."""
+    """The runtime is inside the extension, the driver is looked for on the first launch."""
     ldd = shutil.which("ldd")
     if ldd is None:
         pytest.skip("NEEDS ldd")

@@ -231,7 +231,7 @@ def test_long_loss(
     assert_gradients_agree(gpu[1], cpu[1], 2 * tolerance)
 
 
-# ----------------------------------------------------------------------------- the GPU against itself
+# --------------------------------------------------------------------------- the GPU against itself
 
 
 def assert_same_bits(function: Callable[..., Any], *operands: Any) -> None:

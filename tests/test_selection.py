@@ -75,7 +75,7 @@ def test_left_out(tmp_path: Path, workers: tuple[str, ...]) -> None:
 
 
 def test_skips_fail(tmp_path: Path) -> None:
-    """A mark, a call and a module that skips, each with its reason; without the option they pass."""
+    """By a mark, by a call and of a whole module, each with its reason; else they pass."""
     assert run(tmp_path, tests=SKIPS)[0] == 0
     code, output = run(tmp_path, "--fail-on-skip", tests=SKIPS)
     assert code == 1 and "not today" in output and "no reason" in output
