@@ -9,7 +9,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cpp/* cuda/* cmake/*)
 CUDA_ARCHITECTURES ?= native
 GPU_WORKERS ?= 12
 # The workers share the card: each takes memory as it needs it.
-GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_PYTHON_CLIENT_MEM_FRACTION=.3
+GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
 .PHONY: setup test demo bench lint format clean build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 

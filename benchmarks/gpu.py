@@ -36,7 +36,7 @@ import jax_rnnt
 
 SETTINGS = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6",  # the rest is for torch
+    "XLA_CLIENT_MEM_FRACTION": "0.6",  # the rest is for torch
 }
 
 

@@ -52,7 +52,8 @@ def run(directory: Path, *options: str, tests: str = TESTS) -> tuple[int, str]:
     (directory / "test_examples.py").write_text("def test_demo(): ...\n")
     (directory / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    path = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     result = subprocess.run(
         [*command, *options], cwd=directory, env=environment, text=True, stdout=subprocess.PIPE
     )
