@@ -1,4 +1,5 @@
 # make test, make demo: each sets up what it needs in .venv first.
+# make test-gpu, bench-gpu: with the packages that PYTHON has, where there is a GPU and no network.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,11 +10,19 @@ CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu) \
 # The compile checks of the CUDA kernels take the compiler from PyPI where there is no other.
 CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),,$(COMMA)nvcc)
 
-.PHONY: setup test test-cpu test-emulated demo bench lint format clean
-
+# The pure-JAX implementation is the same there as on the CPU.
 EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.py test_bad_input.py \
-                  test_properties.py test_regressions.py test_pruning.py)
-SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py) -k native
+                  test_properties.py test_regressions.py test_pruning.py) -k "not xla"
+SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py) -k "not xla"
+
+# For the GPU that is there; a list such as 80;90 for others.
+CUDA_ARCHITECTURES ?= native
+GPU_WORKERS ?= 12
+# The workers share the card: each takes memory as it needs it.
+GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
+
+.PHONY: setup test test-cpu test-emulated demo bench lint format clean \
+        build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 
 $(VENV)/.installed: $(BUILD_INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_rnnt needs Python 3.11 or newer; set PYTHON=")'
@@ -41,6 +50,25 @@ demo: setup
 
 bench: setup
 	$(BIN)/python benchmarks/rnnt_loss.py $(BENCH_ARGS)
+
+build-gpu:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	  --config-settings=build-dir=build/gpu \
+	  --config-settings=cmake.define.JAX_RNNT_CUDA=ON \
+	  --config-settings='cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)' \
+	  --editable .
+
+test-gpu: suite-gpu sanitize-gpu
+
+suite-gpu: build-gpu
+	$(GPU_ENV) $(PYTHON) -m pytest --backend=cuda --fail-on-skip --continue-on-collection-errors \
+	  --maxfail=50 --tb=short --quiet -n $(GPU_WORKERS) --dist worksteal $(GPU_TEST_ARGS) tests
+
+sanitize-gpu: build-gpu
+	$(PYTHON) tests/sanitize_gpu.py $(SANITIZER_ARGS)
+
+bench-gpu: build-gpu
+	$(PYTHON) benchmarks/gpu.py $(GPU_BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

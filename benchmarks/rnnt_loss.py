@@ -11,12 +11,8 @@ nothing to do with the loss, can take longer than the rest (`--allocator system`
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import cpu_name, interleaved, milliseconds, wall_seconds, write_report
 
 import jax_rnnt
 
@@ -60,30 +57,6 @@ def make_calls(problem: dict[str, jax.Array]) -> dict[str, Callable[[], Any]]:
             compiled = jax.jit(function).lower(*operands).compile()
             calls[f"{implementation} {name}"] = partial(compiled, *operands)
     return calls
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, every round running all of them once."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(rounds + 2):  # the first two warm up
-        for name, call in calls.items():
-            start = time.perf_counter()
-            result = jax.block_until_ready(call())
-            elapsed = time.perf_counter() - start
-            del result  # its memory is given back outside of the measurement
-            if i >= 2:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def cpu_name() -> str:
-    """The processor, as the kernel names it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def machine() -> dict[str, Any]:
@@ -128,13 +101,12 @@ def main() -> None:
     print(f"{report['machine']}")
     print(f"{'case':7} {'(B, T, U, V)':22} {'':8} {'native ms':>10} {'XLA ms':>10} {'ratio':>7}")
     for name in args.shapes:
-        seconds = interleaved(make_calls(make_problem(SHAPES[name], args.dtype)), args.rounds)
+        calls = make_calls(make_problem(SHAPES[name], args.dtype))
+        timers = {call: partial(wall_seconds, function) for call, function in calls.items()}
+        seconds = interleaved(timers, args.rounds)
         case: dict[str, Any] = {"shape": SHAPES[name], "milliseconds": {}, "ratio": {}}
         for call, times in seconds.items():
-            case["milliseconds"][call] = {
-                "median": 1e3 * statistics.median(times),
-                "min": 1e3 * min(times),
-            }
+            case["milliseconds"][call] = milliseconds(times)
         for step in ("forward", "both"):
             native, xla = (case["milliseconds"][f"{i} {step}"]["median"] for i in ("native", "xla"))
             case["ratio"][step] = xla / native
@@ -144,8 +116,7 @@ def main() -> None:
                 flush=True,
             )
         report["cases"][name] = case
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=2))
+    write_report(args.output, report)
     print(f"written to {args.output}")
 
 

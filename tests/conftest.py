@@ -19,6 +19,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from cuda_emulation import build  # noqa: E402
 
+pytest_plugins = ["selection"]
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

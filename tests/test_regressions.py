@@ -67,6 +67,7 @@ def test_exponent_range(implementation: str, frames: int, penalty: float) -> Non
     np.testing.assert_allclose(posteriors.blank.sum(), wanted, rtol=1e-6)
 
 
+@pytest.mark.cpu_only("about the instruction sets of CPUs")
 def test_unknown_cpu_target_is_an_import_error() -> None:
     """A mistyped environment variable raises on import; it does not end the process in a call."""
     environment = {**os.environ, "JAX_RNNT_CPU_TARGET": "sse9", "JAX_PLATFORMS": "cpu"}

@@ -15,6 +15,8 @@ from test_values import check_dtype
 
 from jax_rnnt._native import _cpu
 
+pytestmark = pytest.mark.cpu_only("about the instruction sets of CPUs")
+
 DTYPES = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16]
 
 

@@ -1,0 +1,58 @@
+"""What all benchmarks share: interleaved timing, the processor's name, the report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def wall_seconds(call: Callable[[], Any]) -> float:
+    """Seconds until all results of a call are there."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(call())
+    elapsed = time.perf_counter() - start
+    del result  # its memory is given back outside of the measurement
+    return elapsed
+
+
+def interleaved(
+    timers: dict[str, Callable[[], float]], rounds: int, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Seconds that each timer returns, every round calling all of them once."""
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for i in range(rounds + warm_up):
+        for name, timer in timers.items():
+            elapsed = timer()
+            if i >= warm_up:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def milliseconds(seconds: list[float], per: int = 1) -> dict[str, float]:
+    """Median and minimum, each divided by `per`."""
+    return {
+        "median": 1e3 * statistics.median(seconds) / per,
+        "min": 1e3 * min(seconds) / per,
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as the kernel names it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,0 +1,164 @@
+"""What `gpu.py` measures: ops and losses at shapes of speech, their operands and their bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_rnnt
+from jax_rnnt.arcs import arcs_bwd, arcs_fwd
+from jax_rnnt.bounds import Sizes, Utterances, labels_and_bounds
+from jax_rnnt.lattice import lattice, lattice_score
+from jax_rnnt.types import ArcsOptions, LatticeOptions
+
+ARCS = ("arcs forward", "arcs backward")
+LATTICE = ("lattice", "lattice score")
+LOSS = ("loss", "loss forward")  # with and without the gradient
+DTYPES = ("float32", "bfloat16")
+
+# (B, T, U+1, V)
+ARCS_SHAPES = [
+    (16, 150, 41, 28),
+    (16, 1500, 301, 50),
+    (8, 441, 105, 500),
+    (32, 150, 21, 5000),
+    (8, 200, 41, 1025),
+]
+LATTICE_SHAPES = [(32, 1500, 301, 0), (16, 150, 41, 0), (30, 441, 105, 0), (1, 1500, 301, 0)]
+LOSS_SHAPES = [
+    (16, 1500, 301, 50),
+    (32, 150, 21, 5000),
+    (16, 150, 41, 28),
+    (8, 100, 21, 1025),
+    (4, 200, 41, 8193),
+]
+TINY_SHAPES = [(2, 5, 4, 7)]
+
+Arrays = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape. All utterances have full length, so that every element counts."""
+
+    op: str
+    shape: tuple[int, int, int, int]  # B, T, U+1, V; V is 0 where there are no classes
+    dtype: str
+
+    def operands(self, seed: int) -> Arrays:
+        """The large operands, random, on JAX's default device."""
+        return _random_operands(self, seed)
+
+    def labels(self, key: jax.Array) -> jax.Array:
+        B, _, W, V = self.shape
+        return jax.random.randint(key, (B, W - 1), 1, V, jnp.int32)
+
+    def small_operands(self) -> Arrays:
+        """The other ones: labels, bounds, lengths, cotangents; negligible in bytes."""
+        B, T, W, V = self.shape
+        if self.op in LOSS:
+            return jnp.full(B, T, jnp.int32), jnp.full(B, W - 1, jnp.int32)
+        labels = None if self.op in LATTICE else self.labels(jax.random.key(0, impl="rbg"))
+        labels, bounds = labels_and_bounds(
+            jnp.zeros(B),
+            Sizes((B,), T, W - 1, V),
+            Utterances(labels, None, None, None, None, None),
+            blank_id=0,
+        )
+        if self.op in LATTICE:
+            return (bounds,)
+        assert labels is not None
+        if self.op == "arcs forward":
+            return labels, bounds
+        return labels, jnp.ones(B, jnp.float32)
+
+    def __call__(self, operands: Arrays, small: Arrays) -> Any:
+        """The op itself."""
+        if self.op == "arcs forward":
+            return arcs_fwd(ArcsOptions(), *operands, *small)
+        if self.op == "arcs backward":
+            logits, *planes = operands
+            labels, cotangents = small
+            return arcs_bwd(ArcsOptions(), logits, labels, *planes, cotangents)
+        if self.op == "lattice":
+            return lattice(LatticeOptions(), *operands, *small)
+        if self.op == "lattice score":
+            return lattice_score(LatticeOptions(), *operands, *small)
+        if self.op == "loss forward":
+            return jax_rnnt.rnnt_loss(*operands, *small)
+        logits, labels = operands
+        loss = jax.value_and_grad(lambda x: jax_rnnt.rnnt_loss(x, labels, *small).sum())
+        return loss(logits)
+
+    def bytes_held(self) -> int:
+        """Of the large operands and the results."""
+        operands = jax.eval_shape(self.operands, 0)
+        results = jax.eval_shape(self, operands, jax.eval_shape(self.small_operands))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((operands, results)))
+
+    def bytes_moved(self) -> int:
+        """What any implementation must read and write: every operand and every result once.
+
+        The loss with its gradient must read the logits twice: the gradient of the first cell
+        depends on all of them, and they do not fit on the chip.
+        """
+        twice = math.prod(self.shape) * jnp.dtype(self.dtype).itemsize if self.op == "loss" else 0
+        return self.bytes_held() + twice
+
+    def expected_seconds(self, bytes_per_second: float) -> float:
+        """A rough guess; the recursion is a chain of T + U steps."""
+        _, T, W, _ = self.shape
+        chain = 0 if self.op in ARCS else (T + W) * 5e-7
+        return 5e-6 + chain + self.bytes_moved() / bytes_per_second
+
+    def fitted(self, most_bytes: int) -> Case:
+        """The same with fewer utterances, if need be, so that operands and results fit."""
+        case = self
+        while case.bytes_held() > most_bytes and case.shape[0] > 1:
+            case = replace(case, shape=(case.shape[0] // 2, *case.shape[1:]))
+        return case
+
+
+@partial(jax.jit, static_argnums=0)
+def _random_operands(case: Case, seed: jax.Array) -> Arrays:
+    B, T, W, V = case.shape
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), 4)  # the fastest to compile and run
+    dtype = jnp.dtype(case.dtype)
+    if case.op in LATTICE:
+        blank, label = (-0.1 - jax.random.exponential(k, (B, T, W), dtype) for k in keys[:2])
+        return blank, label
+    logits = jax.random.normal(keys[0], case.shape, dtype)
+    if case.op in LOSS:
+        return logits, case.labels(keys[1])
+    if case.op == "arcs forward":
+        return (logits,)
+    blank, label = (jax.random.uniform(k, (B, T, W), jnp.float32) for k in keys[1:3])
+    return logits, jnp.full((B, T, W), math.log(V), jnp.float32), blank, label
+
+
+def all_cases(*, tiny: bool) -> list[Case]:
+    """The losses first: they are what a run that is cut short should have measured."""
+
+    def grid(ops: tuple[str, ...], shapes: list[Any], dtypes: tuple[str, ...]) -> list[Case]:
+        return [Case(op, shape, dtype) for shape in shapes for dtype in dtypes for op in ops]
+
+    arcs, planes, losses = ARCS_SHAPES, LATTICE_SHAPES, LOSS_SHAPES
+    if tiny:
+        arcs, planes, losses = TINY_SHAPES, [(*TINY_SHAPES[0][:3], 0)], TINY_SHAPES
+    return [
+        *grid(LOSS, losses, DTYPES),
+        *grid(ARCS, arcs, DTYPES),
+        *grid(LATTICE, planes, DTYPES[:1]),  # arcs are float32 whatever the logits are
+    ]
+
+
+def random_numpy_labels(case: Case) -> np.ndarray:
+    """Labels for other frameworks."""
+    B, _, W, V = case.shape
+    return np.random.default_rng(0).integers(1, V, size=(B, W - 1), dtype=np.int32)

@@ -1,0 +1,163 @@
+"""Runs the CUDA kernels on small cases under NVIDIA's compute-sanitizer; fails if it complains.
+
+    python tests/sanitize_gpu.py [--tools memcheck racecheck ...]
+
+For each tool this program starts itself once more, under the tool, to run the cases. Each case is
+one op in a program of its own with operands made on the host, and JAX takes every buffer from CUDA
+by itself: an access beyond a buffer is then one beyond an allocation, which memcheck sees.
+`--bare` runs the cases without a tool, on any platform that has kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_rnnt.arcs import arcs_bwd, arcs_fwd
+from jax_rnnt.lattice import lattice, lattice_score
+from jax_rnnt.types import ArcsOptions, LatticeOptions
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+CLEAN = {
+    "racecheck": re.compile(r"RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)"),
+}
+CLEAN_OTHERS = re.compile(r"ERROR SUMMARY: 0 errors")
+ALL_RAN = "cases ran"
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cuda",
+    "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",  # one CUDA allocation for each buffer
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "XLA_FLAGS": "--xla_gpu_enable_command_buffer=",  # every launch by itself, not in a graph
+}
+
+# Rows of every kind: shorter than a vector, than a warp, longer than many; aligned and not.
+CLASSES = [1, 2, 7, 28, 33, 257, 1025, 5000]
+# (T, U): one node, one row, one column, several tiles, tall, flat, tiles that do not fit on chip
+LATTICES = [(1, 0), (1, 3), (9, 0), (7, 4), (35, 18), (90, 37), (20, 130), (3, 6000)]
+NORMALIZATIONS: tuple[Any, ...] = ("softmax", "none", "hat")
+TOPOLOGIES: tuple[Any, ...] = ("regular", "modified", "constrained")
+
+Case = tuple[str, Any, tuple[np.ndarray, ...]]  # what it is, the function, its operands
+
+
+def bounds_of(T: int, U: int) -> np.ndarray:
+    """Whole, with begins, empty, without labels, bad: frame begin and end, label begin and end."""
+    rows = [(0, T, 0, U), (T // 3, T, U // 2, U), (0, 0, 0, 0), (0, T, U, U), (-1, -1, -1, -1)]
+    return np.array(rows, np.int32)
+
+
+def arcs_cases() -> Iterator[Case]:
+    rng = np.random.default_rng(0)
+    T, U = 5, 3
+    bounds = bounds_of(T, U)
+    B = len(bounds)
+    for dtype in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
+        accumulator = np.float64 if dtype == jnp.float64 else np.float32
+        for classes in CLASSES:
+            labels = rng.integers(min(1, classes - 1), classes, size=(B, U), dtype=np.int32)
+            logits = rng.normal(size=(B, T, U + 1, classes)).astype(dtype)
+            planes = [rng.random((B, T, U + 1)).astype(accumulator) for _ in range(3)]
+            cotangents = np.ones(B, accumulator)
+            for normalization in NORMALIZATIONS:
+                what = f"{jnp.dtype(dtype).name} V={classes} {normalization}"
+                options = ArcsOptions(normalization=normalization, clamp=0.5)
+                yield f"arcs_fwd {what}", partial(arcs_fwd, options), (logits, labels, bounds)
+                operands = (logits, labels, *planes, cotangents)
+                yield f"arcs_bwd {what}", partial(arcs_bwd, options), operands
+
+
+def lattice_cases() -> Iterator[Case]:
+    rng = np.random.default_rng(1)
+    for T, U in LATTICES:
+        bounds = bounds_of(T, U)
+        planes = -rng.exponential(size=(2, len(bounds), T, U + 1))
+        for dtype in (np.float32, np.float64):
+            blank, label = planes.astype(dtype)
+            for topology in TOPOLOGIES:
+                options = LatticeOptions(topology, final_blank=topology == "modified")
+                for name, op in (("lattice", lattice), ("lattice_score", lattice_score)):
+                    what = f"{name} {np.dtype(dtype).name} T={T} U={U} {topology}"
+                    yield what, partial(op, options), (blank, label, bounds)
+
+
+def run_cases(every: int) -> None:
+    """Runs one in `every` cases, all of them once on the device that JAX chooses."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    cases = [*arcs_cases(), *lattice_cases()][::every]
+    for what, function, operands in cases:
+        try:
+            jax.block_until_ready(jax.jit(function)(*operands))
+        except Exception as error:
+            raise RuntimeError(what) from error
+    print(len(cases), ALL_RAN, "on", jax.devices()[0].device_kind, flush=True)
+
+
+def is_clean(tool: str, code: int, output: str) -> bool:
+    """Whether all cases ran and the tool says in so many words that it has found nothing."""
+    verdict = CLEAN.get(tool, CLEAN_OTHERS)
+    return code == 0 and ALL_RAN in output and verdict.search(output) is not None
+
+
+def start(tool: str, every: int) -> subprocess.Popen[str]:
+    # JAX asks the driver for things that it may not have, which are no errors of the kernels.
+    options = ["--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
+    return subprocess.Popen(
+        ["compute-sanitizer", *options]
+        + [sys.executable, os.path.abspath(__file__), "--bare", "--every", str(every)],
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
+    parser.add_argument("--every", type=int, default=1, help="run one case in so many")
+    parser.add_argument("--bare", action="store_true", help="run the cases, without a tool")
+    args = parser.parse_args()
+    if args.bare:
+        run_cases(args.every)
+        return 0
+    if shutil.which("compute-sanitizer") is None:
+        print(
+            "FAILED: compute-sanitizer IS NOT INSTALLED, the kernels' memory accesses were NOT "
+            "CHECKED. It comes with the CUDA toolkit; its folder must be on the PATH."
+        )
+        return 2
+    begin = time.monotonic()
+    running = {tool: start(tool, args.every) for tool in args.tools}  # all at once
+    failed = []
+    for tool, process in running.items():
+        output, _ = process.communicate()
+        clean = is_clean(tool, process.returncode, output)
+        print(f"compute-sanitizer {tool}: {'clean' if clean else 'FAILED'}, ", end="")
+        print(f"{time.monotonic() - begin:.0f} s")
+        if not clean:
+            failed.append(tool)
+            lines = output.splitlines()
+            print("\n".join([*lines[:60], "...", *lines[-20:]] if len(lines) > 80 else lines))
+        else:
+            print("   ", next(line for line in output.splitlines() if ALL_RAN in line))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

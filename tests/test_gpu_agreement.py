@@ -1,0 +1,317 @@
+"""The GPU's kernels against the CPU's: every op by itself and the losses made of them.
+
+Both kernels keep the promises of test_values.py, so that they differ by at most twice those: what a
+promise allows each of them. On the GPU the same operands give the same bits in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import (
+    ArcsBatch,
+    Batch,
+    Options,
+    arcs_function,
+    each_topology,
+    loss_function,
+    random_arcs,
+    random_batch,
+)
+
+from jax_rnnt.arcs import arcs_bwd, arcs_fwd
+from jax_rnnt.lattice import lattice, lattice_score
+from jax_rnnt.types import ArcsOptions, LatticeOptions
+
+pytestmark = pytest.mark.cuda_only("compares the kernels of the GPU with those of the CPU")
+
+DTYPES = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16]
+WIDE = [jnp.float64, jnp.float32]
+NORMALIZATIONS = ["softmax", "none", "hat"]
+dtype_name: dict[str, Any] = {"ids": lambda d: jnp.dtype(d).name}
+# (utterances, T, U, V): rows shorter and longer than a warp, aligned and not; many tiles of cells
+ARCS_SHAPES = [(6, 7, 5, 2), (6, 30, 20, 28), (5, 9, 6, 33), (4, 5, 3, 1025), (3, 4, 2, 8193)]
+LATTICE_SHAPES = [(6, 1, 0), (6, 3, 1), (6, 7, 5), (5, 70, 37), (5, 40, 90), (3, 300, 150)]
+
+
+@pytest.fixture(scope="module")
+def places() -> tuple[jax.Device, jax.Device]:
+    """A CPU and a GPU."""
+    return jax.devices("cpu")[0], jax.devices("gpu")[0]
+
+
+def run_on(device: jax.Device, function: Callable[..., Any], *operands: Any) -> Any:
+    """Jitted where its operands are."""
+    return jax.device_get(jax.jit(function)(*jax.device_put(operands, device)))
+
+
+def promised(dtype: Any) -> float:
+    """What two kernels that keep the promise for this dtype differ by at most."""
+    return 2 * (1e-12 if dtype == jnp.float64 else 1e-5)
+
+
+def assert_numbers_agree(gpu: np.ndarray, cpu: np.ndarray, tolerance: float) -> None:
+    """Relative, absolute below 1; infinities and NaN in the same places."""
+    assert gpu.dtype == cpu.dtype and gpu.shape == cpu.shape
+    scale = np.maximum(1, np.abs(np.where(np.isfinite(cpu), cpu, 1)))
+    np.testing.assert_allclose(gpu / scale, cpu / scale, rtol=0, atol=tolerance)
+
+
+def assert_gradients_agree(gpu: np.ndarray, cpu: np.ndarray, tolerance: float) -> None:
+    """By the norm of each utterance, or to the rounding of 16-bit elements; zeros are exact."""
+    assert gpu.dtype == cpu.dtype and gpu.shape == cpu.shape
+    info = jnp.finfo(gpu.dtype)
+    found, wanted = (
+        x.astype(np.longdouble if info.bits == 64 else np.float64).reshape(len(x), -1)
+        for x in (gpu, cpu)
+    )
+    np.testing.assert_array_equal((found == 0).all(1), (wanted == 0).all(1))
+    allowed = tolerance * np.linalg.norm(wanted.astype(np.float64), axis=-1)
+    if info.bits == 16:
+        # each may be off by one unit in the last place
+        units = np.maximum(float(info.eps) * np.abs(wanted), float(info.smallest_subnormal))
+        assert (np.abs(found - wanted) <= 2 * units + allowed[:, None]).all()
+    else:
+        error = np.linalg.norm((found - wanted).astype(np.float64), axis=-1)
+        assert (error <= allowed).all(), (error, allowed)
+
+
+def bounds_of(batch: Batch | ArcsBatch) -> np.ndarray:
+    """The kernels' bounds; the last utterance is one with bad input."""
+    t1, u1, t0, u0 = batch.ranges
+    bounds = np.stack([t0, t1, u0, u1], axis=-1).astype(np.int32)
+    bounds[-1] = -1
+    return bounds
+
+
+def arcs_operands(shape: tuple[int, ...], dtype: Any, normalization: str) -> tuple[Any, ...]:
+    B, T, U, V = shape
+    rng = np.random.default_rng(sum(shape))
+    batch = random_batch(rng, B, T, U, V, scale=3.0, dtype=dtype, normalization=normalization)
+    batch.logits[rng.random(batch.logits.shape) < 0.01] = -np.inf
+    return batch.logits, batch.labels, bounds_of(batch)
+
+
+def lattice_operands(shape: tuple[int, ...], dtype: Any, options: Options) -> tuple[Any, ...]:
+    batch = random_arcs(np.random.default_rng(sum(shape)), *shape, dtype=dtype, **options)
+    return batch.blank, batch.label, bounds_of(batch)
+
+
+# -------------------------------------------------------------------------------- ops by themselves
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_arcs(places: tuple[jax.Device, jax.Device], normalization: Any, dtype: Any) -> None:
+    """Forward; and backward from one and the same posteriors, with and without a clamp."""
+    for shape in ARCS_SHAPES:
+        operands = arcs_operands(shape, dtype, normalization)
+        forward = partial(arcs_fwd, ArcsOptions(normalization=normalization))
+        cpu, gpu = (run_on(place, forward, *operands) for place in places)
+        for found, wanted in zip(gpu, cpu, strict=True):
+            assert_numbers_agree(found, wanted, promised(dtype))
+
+        logits, labels, bounds = operands
+        blank, label, denominators = cpu
+        _, posteriors = run_on(places[0], partial(lattice, LatticeOptions()), blank, label, bounds)
+        cotangents = np.random.default_rng(0).normal(size=len(logits)).astype(blank.dtype)
+        for clamp in (None, 0.05):
+            backward = partial(arcs_bwd, ArcsOptions(normalization=normalization, clamp=clamp))
+            operands = logits, labels, denominators, *posteriors, cotangents
+            cpu, gpu = (run_on(place, backward, *operands) for place in places)
+            assert_gradients_agree(gpu, cpu, promised(dtype))
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize("penalty", [0.0, 0.2])
+@pytest.mark.parametrize("topology", **each_topology)
+def test_lattices(
+    places: tuple[jax.Device, jax.Device], topology: Options, penalty: float, dtype: Any
+) -> None:
+    """Log-likelihood and posteriors, and the log-likelihood alone."""
+    options = LatticeOptions(**topology, delay_penalty=penalty)
+    for shape in LATTICE_SHAPES:
+        operands = lattice_operands(shape, dtype, topology)
+        cpu, gpu = (run_on(place, partial(lattice, options), *operands) for place in places)
+        assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
+        assert np.isfinite(cpu[0]).sum() > 1
+        both = [np.stack(posteriors, 1) for _, posteriors in (gpu, cpu)]
+        assert_gradients_agree(*both, promised(dtype))
+        score = run_on(places[1], partial(lattice_score, options), *operands)
+        assert_numbers_agree(score, cpu[0], promised(dtype))
+
+
+@pytest.mark.parametrize("topology", **each_topology)
+def test_wide_lattice(places: tuple[jax.Device, jax.Device], topology: Options) -> None:
+    """So many labels that the recursion's tiles do not fit into a multiprocessor's memory."""
+    operands = lattice_operands((2, 5, 12000), np.float64, {"topology": "modified"})
+    operands = operands[0], operands[1], np.array([[0, 5, 0, 3], [0, 5, 11990, 11993]], np.int32)
+    options = LatticeOptions(**topology)
+    cpu, gpu = (run_on(place, partial(lattice, options), *operands) for place in places)
+    assert_numbers_agree(gpu[0], cpu[0], promised(np.float64))
+    for found, wanted in zip(gpu[1], cpu[1], strict=True):
+        assert_gradients_agree(found, wanted, promised(np.float64))
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+def loss_and_grad(**options: Any) -> Callable[..., Any]:
+    function = loss_function("native", **options)
+
+    def both(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        loss, vjp = jax.vjp(lambda x: function(x, *batch[1:]), batch.logits)
+        return loss, vjp(jnp.ones_like(loss))[0]
+
+    return both
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_loss(
+    places: tuple[jax.Device, jax.Device], topology: Options, normalization: str, dtype: Any
+) -> None:
+    """All options at once; one utterance with a bad label, one with NaN, one left out."""
+    options = dict(topology, normalization=normalization, blank_id=-1)
+    batch = random_batch(np.random.default_rng(0), 8, 40, 20, 30, scale=2.0, dtype=dtype, **options)
+    batch.labels[2] = 29
+    batch.logits[3] = np.nan
+    batch = batch._replace(where=np.arange(8) != 4)
+    options |= {"fastemit_lambda": 0.1, "delay_penalty": 0.1, "clamp": 0.5}
+    cpu, gpu = (run_on(place, loss_and_grad(**options), batch) for place in places)
+    assert np.isfinite(cpu[0]).sum() >= 6 and cpu[0][4] == 0
+    assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
+    assert_gradients_agree(gpu[1], cpu[1], promised(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_loss_from_arcs(
+    places: tuple[jax.Device, jax.Device], topology: Options, dtype: Any
+) -> None:
+    """Losses, gradients and posteriors."""
+    batch = random_arcs(np.random.default_rng(1), 6, 40, 20, dtype=dtype, **topology)
+    function = arcs_function("native", return_posteriors=True, fastemit_lambda=0.1, **topology)
+
+    def everything(batch: ArcsBatch) -> Any:
+        loss, vjp, posteriors = jax.vjp(
+            lambda *arcs: function(*arcs, batch.ranges), *batch[:2], has_aux=True
+        )
+        return loss, vjp(jnp.ones_like(loss)), tuple(posteriors)
+
+    cpu, gpu = (run_on(place, everything, batch) for place in places)
+    assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
+    for found, wanted in zip(gpu[1:], cpu[1:], strict=True):
+        assert_gradients_agree(np.stack(found, 1), np.stack(wanted, 1), promised(dtype))
+
+
+@pytest.mark.parametrize(
+    ("frames", "labels", "tolerance"), [(150, 40, 1e-5), (480, 120, 1e-5), (1500, 300, 1e-4)]
+)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_long_loss(
+    places: tuple[jax.Device, jax.Device],
+    topology: Options,
+    frames: int,
+    labels: int,
+    tolerance: float,
+) -> None:
+    """The lengths and promises of test_values.py's `test_long_float32`."""
+    rng = np.random.default_rng(2)
+    batch = random_batch(rng, 3, frames, labels, 4, scale=2.0, dtype=np.float32, **topology)
+    cpu, gpu = (run_on(place, loss_and_grad(**topology), batch) for place in places)
+    assert_numbers_agree(gpu[0], cpu[0], 2e-5)
+    assert_gradients_agree(gpu[1], cpu[1], 2 * tolerance)
+
+
+# --------------------------------------------------------------------------- the GPU against itself
+
+
+def assert_same_bits(function: Callable[..., Any], *operands: Any) -> None:
+    compiled = jax.jit(function)
+    first, *others = (jax.device_get(compiled(*operands)) for _ in range(4))
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, other, first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+def test_determinism_of_arcs(places: tuple[jax.Device, jax.Device], dtype: Any) -> None:
+    """Bit for bit, at a size that fills the GPU."""
+    operands = jax.device_put(arcs_operands((16, 150, 40, 257), dtype, "hat"), places[1])
+    logits, labels, bounds = operands
+    for normalization in NORMALIZATIONS:
+        options = ArcsOptions(normalization=normalization)  # type: ignore[arg-type]
+        assert_same_bits(partial(arcs_fwd, options), *operands)
+        blank, label, denominators = arcs_fwd(options, *operands)
+        _, posteriors = lattice(LatticeOptions(), blank, label, bounds)
+        ones = jnp.ones_like(blank[:, 0, 0])
+        backward = partial(arcs_bwd, options)
+        assert_same_bits(backward, logits, labels, denominators, *posteriors, ones)
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_determinism_of_lattices(
+    places: tuple[jax.Device, jax.Device], topology: Options, dtype: Any
+) -> None:
+    """Bit for bit, with more utterances than multiprocessors and with tall and flat ones."""
+    for shape in ((200, 90, 37), (3, 600, 20), (3, 60, 500)):
+        operands = jax.device_put(lattice_operands(shape, dtype, topology), places[1])
+        options = LatticeOptions(**topology)
+        assert_same_bits(partial(lattice, options), *operands)
+        assert_same_bits(partial(lattice_score, options), *operands)
+
+
+def test_one_program_for_many_batches(places: tuple[jax.Device, jax.Device]) -> None:
+    """Run again with other buffers and contents: XLA may have recorded the launches as a graph."""
+    rng = np.random.default_rng(3)
+    compiled = jax.jit(loss_and_grad())
+    batches = [random_batch(rng, 5, 30, 12, 40, dtype=np.float32) for _ in range(6)]
+    placed = jax.device_put(batches, places[1])
+    found = [compiled(batch) for batch in (*placed, *placed)]  # all in flight at once
+    for batch, gpu in zip((*batches, *batches), jax.device_get(found), strict=True):
+        cpu = run_on(places[0], loss_and_grad(), batch)
+        assert_numbers_agree(gpu[0], cpu[0], promised(np.float32))
+        assert_gradients_agree(gpu[1], cpu[1], promised(np.float32))
+
+
+def test_mesh_of_one(places: tuple[jax.Device, jax.Device]) -> None:
+    """The partitioners take the GPU's custom calls; eight devices would be better."""
+    mesh = jax.sharding.Mesh(np.array(places[1:]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    batch = random_batch(np.random.default_rng(4), 4, 9, 5, 8, dtype=np.float32)
+    plain = run_on(places[1], loss_and_grad(), batch)
+    sharded = jax.device_put(batch, jax.sharding.NamedSharding(mesh, spec))
+    mapped = jax.shard_map(loss_and_grad(), mesh=mesh, in_specs=spec, out_specs=spec)
+    for function in (loss_and_grad(), mapped):
+        found = jax.device_get(jax.jit(function)(sharded))
+        jax.tree.map(np.testing.assert_array_equal, found, plain)
+
+
+def test_more_logits_than_int32_counts(places: tuple[jax.Device, jax.Device]) -> None:
+    """Three equal utterances, of which the last lies beyond 2**31 logits: equal to the bit."""
+    shape = (3, 1000, 101, 8192)
+    assert 2 * np.prod(shape[1:]) < 2**31 < np.prod(shape)
+
+    def make_logits() -> jax.Array:
+        t, u, v = (
+            jax.lax.broadcasted_iota(jnp.float32, shape[1:], axis) * step
+            for axis, step in enumerate((0.37, 1.3, 2.1))
+        )
+        return jnp.broadcast_to(3 * jnp.sin(t + u + v), shape).astype(jnp.bfloat16)
+
+    with jax.default_device(places[1]):
+        logits = jax.jit(make_logits)()
+        labels = jnp.full((3, shape[2] - 1), 5, jnp.int32)
+        loss, grad = jax.jit(loss_and_grad())(Batch(logits, labels))
+        assert jnp.isfinite(loss).all() and (loss == loss[0]).all()
+        assert (grad[0] != 0).any()
+        for other in (1, 2):
+            assert jax.jit(lambda x, i=other: (x[i] == x[0]).all())(grad)
