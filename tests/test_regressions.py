@@ -47,8 +47,8 @@ def test_padding_of_labels_is_no_label(
 
 @pytest.mark.parametrize(("frames", "penalty"), [(300, 1e6), (600, 1e6), (1500, 5e5)])
 def test_exponent_range(implementation: str, frames: int, penalty: float) -> None:
-    """A dead end far likelier than the only path: exact within the range, beyond it no path or, where
-    both ends of the lattice are worked from at once, still exact.
+    """A dead end far likelier than the only path: exact within the range, beyond it no path or,
+    where both ends of the lattice are worked from at once, still exact.
 
     The label must be emitted in frame 0, and each blank after it costs `penalty`.
     """

@@ -19,9 +19,9 @@ if _cuda is not None:
     KERNELS["cuda"] = _cuda
 
 HOW_TO_GET_CUDA = (
-    "this installation of jax_rnnt was built without a CUDA compiler. Install it again from a clone "
-    "where nvcc is on the PATH or named by CUDACXX: pip install --force-reinstall --no-deps . "
-    "-Ccmake.define.JAX_RNNT_CUDA=ON (README, Install, says how to get nvcc from PyPI)"
+    "this installation of jax_rnnt was built without a CUDA compiler. Install it again from a "
+    "clone where nvcc is on the PATH or named by CUDACXX: pip install --force-reinstall --no-deps "
+    ". -Ccmake.define.JAX_RNNT_CUDA=ON (README, Install, says how to get nvcc from PyPI)"
 )
 
 _XLA_PLATFORM = {"cpu": "cpu", "cuda": "CUDA"}
