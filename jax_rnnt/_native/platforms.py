@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import jax
 
 from . import _cpu
 
-try:
-    from . import _cuda
-except ImportError:  # built without a CUDA compiler
-    _cuda = None
-
 # By JAX's platform name.
 KERNELS: dict[str, ModuleType] = {"cpu": _cpu}
-if _cuda is not None:
-    KERNELS["cuda"] = _cuda
+_CUDA_MODULE = f"{__package__}._cuda"
+if find_spec(_CUDA_MODULE) is not None:  # else built without a CUDA compiler
+    KERNELS["cuda"] = import_module(_CUDA_MODULE)
 
 HOW_TO_GET_CUDA = (
     "this installation of jax_rnnt was built without a CUDA compiler. Install it again from a "
