@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from cuda_emulation import build
 
+pytestmark = pytest.mark.cpu_only("a tool of the tests without a GPU")
+
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "sanitized"])
 def programs(request: pytest.FixtureRequest) -> Path:
