@@ -148,19 +148,38 @@ def rnnt_loss_pruned(
         are not consecutive or not in [0, U].
     """
     logits = validation.float_scores("logits", logits)
-    sizes, ranges = validation_pruning.band_sizes(logits.shape, labels, ranges)
-    utterances = validation.utterances_of(
-        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+    band = checked_band(
+        logits.shape,
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        ranges,
+        (blank_id, normalization, clamp, implementation),
+        (topology, False, delay_penalty, fastemit_lambda, implementation),
+        reduction,
+        check,
     )
+    return _rnnt_loss_pruned(logits, *band)
+
+
+def checked_band(
+    logits_shape: tuple[int, ...],
+    utterance_arguments: tuple[Any, ...],
+    ranges: Any,
+    arcs_arguments: tuple[Any, ...],
+    lattice_arguments: tuple[Any, ...],
+    reduction: Any,
+    check: Any,
+) -> tuple[Array, Utterances, ArcsOptions, LatticeOptions, Reduction]:
+    """All arguments of a pruned loss beside the scores, checked; as `validation` takes them."""
+    sizes, ranges = validation_pruning.band_sizes(logits_shape, utterance_arguments[0], ranges)
+    utterances = validation.utterances_of(sizes, *utterance_arguments)
+    blank_id, *rest = arcs_arguments
     assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
-    lattice_options = validation.lattice_options(
-        topology, False, delay_penalty, fastemit_lambda, implementation
-    )
+    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
+    lattice_options = validation.lattice_options(*lattice_arguments)
     reduction = validation.reduction_of(reduction)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
     ranges = validation_pruning.checked_ranges(sizes, utterances, ranges, check)
-    return _rnnt_loss_pruned(logits, ranges, utterances, arcs_options, lattice_options, reduction)
+    return ranges, utterances, arcs_options, lattice_options, reduction
 
 
 @partial(jax.jit, static_argnames=("s_range", "topology"))
@@ -218,14 +237,29 @@ def _rnnt_loss_pruned(
     reduction: Reduction,
 ) -> jax.Array:
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
-    labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
-    assert labels is not None
-    starts = with_batch_sharding_of(logits, len(sizes.batch), clip_to_int32(ranges[..., 0]))
-    starts, bounds = _checked_starts(starts, bounds, sizes.U + 1 - ranges.shape[-1])
-    band_labels, frame_bounds = _frames_of_band(labels, starts, bounds, ranges.shape[-1])
-    operands = align_varying_axes(logits, band_labels, frame_bounds, starts, bounds)
+    operands = align_varying_axes(
+        logits, *band_operands(logits, sizes, ranges, utterances, arcs_options.blank_id)
+    )
     loss: Any = _banded_loss(arcs_options, lattice_options, sizes.U, *operands)
     return reduce_losses(loss, reduction, utterances.where)
+
+
+def band_operands(
+    scores: jax.Array, sizes: Sizes, ranges: Array, utterances: Utterances, blank_id: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The integer operands of the arcs and of the lattice of a band, sharded as the scores are.
+
+    Returns:
+      Labels `(*batch, T, S)` and bounds `(*batch, T, 4)` of each frame, as the arcs take them; the
+      label position `(*batch, T)` where each frame's band starts, and bounds `(*batch, 4)`.
+    """
+    labels, bounds = labels_and_bounds(scores, sizes, utterances, blank_id)
+    assert labels is not None
+    starts = jnp.asarray(clip_to_int32(ranges[..., 0]))
+    starts = with_batch_sharding_of(scores, len(sizes.batch), starts)
+    starts, bounds = _checked_starts(starts, bounds, sizes.U + 1 - ranges.shape[-1])
+    band_labels, frame_bounds = _frames_of_band(labels, starts, bounds, ranges.shape[-1])
+    return band_labels, frame_bounds, starts, bounds
 
 
 def _checked_starts(
@@ -277,17 +311,16 @@ def _banded_loss(
     starts: jax.Array,
     bounds: jax.Array,
 ) -> jax.Array:
-    arcs = arcs_fwd(arcs_options, _one_frame(logits, 2), labels, frame_bounds)
-    blank, label, _ = (jnp.squeeze(x, -2) for x in arcs)
+    blank, label, _ = band_arcs_fwd(arcs_options, logits, labels, frame_bounds)
     return negative(banded_lattice_score(lattice_options, num_labels, blank, label, starts, bounds))
 
 
 def _banded_loss_fwd(arcs_options, lattice_options, num_labels, logits, labels, *bands):
     frame_bounds, starts, bounds = bands
-    arcs = arcs_fwd(arcs_options, _one_frame(logits, 2), labels, frame_bounds)
-    blank, label, denominators = (jnp.squeeze(x, -2) for x in arcs)
-    operands = blank, label, starts, bounds
-    log_likelihood, posteriors = banded_lattice(lattice_options, num_labels, *operands)
+    blank, label, denominators = band_arcs_fwd(arcs_options, logits, labels, frame_bounds)
+    log_likelihood, posteriors = banded_lattice(
+        lattice_options, num_labels, blank, label, starts, bounds
+    )
     return negative(log_likelihood), (logits, labels, denominators, posteriors)
 
 
@@ -295,14 +328,35 @@ def _banded_loss_bwd(arcs_options, lattice_options, num_labels, residuals, cotan
     del num_labels
     logits, labels, denominators, posteriors = residuals
     weights = gradient_weights(lattice_options, posteriors)
-    planes = (_one_frame(x, 1) for x in (denominators, *weights))
-    cotangents = jnp.broadcast_to(cotangents[..., None], labels.shape[:-1])
-    operands = align_varying_axes(_one_frame(logits, 2), labels, *planes, cotangents)
-    gradient = jnp.squeeze(arcs_bwd(arcs_options, *operands), -3)
+    gradient = band_arcs_bwd(arcs_options, logits, labels, denominators, weights, cotangents)
     return gradient, None, None, None, None
 
 
 _banded_loss.defvjp(_banded_loss_fwd, _banded_loss_bwd)
+
+
+def band_arcs_fwd(
+    options: ArcsOptions, logits: jax.Array, labels: jax.Array, frame_bounds: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Blank arcs, label arcs and denominators, each `(*batch, T, S)`, of the frames of a band."""
+    arcs = arcs_fwd(options, _one_frame(logits, 2), labels, frame_bounds)
+    blank, label, denominators = (jnp.squeeze(x, -2) for x in arcs)
+    return blank, label, denominators
+
+
+def band_arcs_bwd(
+    options: ArcsOptions,
+    logits: jax.Array,
+    labels: jax.Array,
+    denominators: jax.Array,
+    weights: Posteriors,
+    cotangents: jax.Array,
+) -> jax.Array:
+    """The gradient by the logits `(*batch, T, S, V)` of the frames of a band."""
+    planes = (_one_frame(x, 1) for x in (denominators, *weights))
+    cotangents = jnp.broadcast_to(cotangents[..., None], labels.shape[:-1])
+    operands = align_varying_axes(_one_frame(logits, 2), labels, *planes, cotangents)
+    return jnp.squeeze(arcs_bwd(options, *operands), -3)
 
 
 def _one_frame(x: jax.Array, core_ndim: int) -> jax.Array:

@@ -6,6 +6,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .bounds import Sizes, Utterances, clip_to_int32
@@ -82,26 +83,71 @@ def band_sizes(logits_shape: tuple[int, ...], labels: Any, ranges: Any) -> tuple
     return Sizes(tuple(batch), T, U, V), ranges
 
 
-def pruned_operands(am: Any, lm: Any, ranges: Any) -> tuple[jax.Array, jax.Array, Array]:
-    """Operands of `do_rnnt_pruning`."""
-    am, lm = float_scores("am", am), float_scores("lm", lm)
-    expected = "expected am (*batch, T, C1), lm (*batch, U+1, C2) and ranges (*batch, T, S)"
-    for name, x in (("am", am), ("lm", lm)):
+def pruned_operands(
+    am: Any, lm: Any, ranges: Any, names: tuple[str, str] = ("am", "lm")
+) -> tuple[jax.Array, jax.Array, Array]:
+    """Operands of `do_rnnt_pruning`, which the caller knows by other names, maybe."""
+    am_name, lm_name = names
+    am, lm = float_scores(am_name, am), float_scores(lm_name, lm)
+    expected = (
+        f"expected {am_name} (*batch, T, C1), {lm_name} (*batch, U+1, C2) and ranges (*batch, T, S)"
+    )
+    for name, x in ((am_name, am), (lm_name, lm)):
         if x.ndim < 2:
             raise ValueError(f"{name} has shape {x.shape}; {expected}, at least 2 dimensions.")
     if am.shape[:-2] != lm.shape[:-2]:
         raise ValueError(
-            f"lm has shape {lm.shape} and am {am.shape}; {expected}, with the same batch "
-            "dimensions."
+            f"{lm_name} has shape {lm.shape} and {am_name} {am.shape}; {expected}, with the same "
+            "batch dimensions."
         )
     if isinstance(lm.shape[-2], int) and lm.shape[-2] < 1:
-        raise ValueError(f"lm has shape {lm.shape}; {expected}, with U+1 >= 1.")
+        raise ValueError(f"{lm_name} has shape {lm.shape}; {expected}, with U+1 >= 1.")
     array = as_array("ranges", ranges)
     if array.ndim != am.ndim or array.shape[:-1] != am.shape[:-1]:
-        raise ValueError(f"ranges has shape {array.shape} and am {am.shape}; {expected}.")
+        raise ValueError(f"ranges has shape {array.shape} and {am_name} {am.shape}; {expected}.")
     checked = integer_argument("ranges", array, array.shape, "(*batch, T, S)")
     assert checked is not None
     return am, lm, checked
+
+
+def joint_logits(logits: Any, ranges_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What `joint_fn` returns for the rows of a band: shape and dtype of logits."""
+    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+    if shape is None or dtype is None:
+        raise TypeError(f"joint_fn returned a {type(logits).__name__}; expected an array, logits.")
+    if not any(dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
+        raise TypeError(
+            f"joint_fn returned logits of dtype {dtype}; expected float32, float64, bfloat16 or "
+            "float16."
+        )
+    if len(shape) != len(ranges_shape) + 1 or tuple(shape[:-1]) != tuple(ranges_shape):
+        raise ValueError(
+            f"joint_fn returned logits of shape {shape}; expected (*batch, T, S, V) with "
+            f"(*batch, T, S) = {tuple(ranges_shape)}, one row for each pair of rows."
+        )
+    return logits
+
+
+def check_positions(name: str, shape: tuple[int, ...], num_labels: int) -> None:
+    """An array `(*batch, U+1, D)` has a row for each label position."""
+    if shape[-2] != num_labels + 1:
+        raise ValueError(
+            f"{name} has shape {shape}; expected (*batch, U+1, D) with U+1 = {num_labels + 1}, one "
+            "position more than there are labels. Did you leave out the start symbol?"
+        )
+
+
+def frames_per_tile_of(frames_per_tile: Any) -> int | None:
+    """How many frames are computed at a time, or None for a choice."""
+    if frames_per_tile is None:
+        return None
+    if isinstance(frames_per_tile, bool) or not isinstance(frames_per_tile, Integral):
+        raise TypeError(
+            f"frames_per_tile is {frames_per_tile!r}; expected a Python integer, which is static."
+        )
+    if frames_per_tile < 1:
+        raise ValueError(f"frames_per_tile is {frames_per_tile}; expected frames_per_tile >= 1.")
+    return int(frames_per_tile)
 
 
 def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: bool) -> Array:

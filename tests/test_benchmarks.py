@@ -153,3 +153,17 @@ def test_kernel_durations() -> None:
         "kernel<float>": {"milliseconds": 0.004, "launches": 1},
         "fusion": {"milliseconds": 0.0005, "launches": 0.5},
     }
+
+
+def test_pruned(tmp_path: Path) -> None:
+    """Few utterances: less memory the less is stored; a time for what was run."""
+    output = tmp_path / "report.json"
+    options = "--utterances 2 --width 16 --classes 50 --rounds 1 --skip-dense-run"
+    run("pruned.py", *options.split(), "--output", str(output))
+    report = json.loads(output.read_text())
+    assert report["machine"]["jax"] and report["shape"]["B"] == 2
+    losses = report["losses"]
+    assert list(losses) == ["exact", "pruned", "pruned joint"]
+    assert losses["exact"]["milliseconds"] is None and losses["exact"]["ratio"] == 1
+    assert min(losses[name]["milliseconds"] for name in ("pruned", "pruned joint")) > 0
+    assert losses["pruned"]["ratio"] > 2

@@ -27,6 +27,7 @@ from speech.alignment import best_path, emission_frames, posterior_lattice  # no
 from speech.batching import Bucket, assemble  # noqa: E402
 from speech.decode import MAX_LABELS_PER_FRAME, greedy  # noqa: E402
 from speech.gru import gru_scan, plain_scan  # noqa: E402
+from speech.losses import PrunedLoss  # noqa: E402
 from speech.metrics import edit_counts, error_rate  # noqa: E402
 from speech.model import CONTEXT, ModelConfig, Transducer, label_contexts  # noqa: E402
 from speech.split import NEAR_DUPLICATE, near_duplicate_groups, split  # noqa: E402
@@ -260,20 +261,21 @@ def test_corpus_falls_back_loudly(
         corpus.load("asterisk", tmp_path / "cache")
 
 
-def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
+def demo(script: str, out: Path, *options: str) -> str:
+    """What a script prints, run with JAX's defaults and its output directory at `out`."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    command = [sys.executable, str(EXAMPLES / script), "--out", str(out), *options]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
-    def demo(*options: str) -> str:
-        command = [sys.executable, str(EXAMPLES / "train_speech.py"), "--out", str(tmp_path)]
-        result = subprocess.run(
-            [*command, *options], capture_output=True, text=True, env=environment, timeout=300
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
 
-    stopped = demo("--corpus", "synthetic", "--steps", "30", "--stop-at", "15")
+def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
+    stopped = demo(
+        "train_speech.py", tmp_path, "--corpus", "synthetic", "--steps", "30", "--stop-at", "15"
+    )
     assert "Stopped after step 15" in stopped and not (tmp_path / "metrics.json").exists()
-    finished = demo("--resume")
+    finished = demo("train_speech.py", tmp_path, "--resume")
     assert "Resuming after step 15 of 30" in finished and "CER" in finished
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["steps"], metrics["corpus"]) == (30, "synthetic")
@@ -282,4 +284,23 @@ def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     assert points[-1]["loss"] < 0.7 * points[0]["loss"]
     assert metrics["cer"]["low"] <= metrics["cer"]["rate"] <= metrics["cer"]["high"]
     for name in ("training.png", "lattice.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_scales_of_the_pruned_loss() -> None:
+    """As in the icefall recipes: linear over the warm-up, constant afterwards."""
+    loss = PrunedLoss(warmup_steps=100)
+    found = [[float(x) for x in loss.scales(jnp.int32(step))] for step in (0, 50, 100, 1000)]
+    np.testing.assert_allclose(found, [[1, 0.1], [0.75, 0.55], [0.5, 1], [0.5, 1]], rtol=1e-6)
+
+
+def test_pruned_demo_runs_from_end_to_end(tmp_path: Path) -> None:
+    """The loss falls; the step has a cost with either loss, and less memory with the pruned one."""
+    printed = demo("train_pruned.py", tmp_path, "--corpus", "synthetic", "--steps", "30")
+    assert "CER" in printed and "peak MB" in printed
+    points = json.loads((tmp_path / "metrics.json").read_text())["evaluations"]
+    assert points[-1]["loss"] < 0.8 * points[0]["loss"]
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    assert 0 < costs["pruned"]["temporary_bytes"] < costs["exact"]["temporary_bytes"]
+    for name in ("training.png", "lattice.png", "band.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -9,6 +9,8 @@ from flax import nnx
 
 from jax_rnnt import rnnt_loss_from_arcs
 from speech.batching import Batch
+from speech.losses import simple_loss
+from speech.model import label_contexts
 
 
 def best_path(blank: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -60,3 +62,11 @@ def posterior_lattice(
     )
     occupied = np.asarray(posteriors.blank + posteriors.label)[0]
     return occupied, best_path(np.asarray(blank)[0], np.asarray(label)[0])
+
+
+def kept_band(graph: nnx.GraphDef, params: nnx.State, batch: Batch, s_range: int) -> np.ndarray:
+    """Label positions (T, S) of the one utterance of `batch` that pruning keeps in each frame."""
+    model = nnx.merge(graph, params)
+    encoded = model.encode(batch.features, batch.lengths)
+    predicted = model.predict(label_contexts(batch.labels))
+    return np.asarray(simple_loss(model, encoded, predicted, batch, s_range)[1])[0]

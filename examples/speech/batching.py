@@ -163,6 +163,15 @@ class TrainingData:
         frames = sum(len(part.features) for part in parts) // self.subsampling
         return frames, sum(len(part.labels) + 1 for part in parts) - 1
 
+    def fullest(self, bucket: Bucket) -> Batch:
+        """A batch of one row many times: prompts joined until no more fit into the bucket."""
+        parts: list[Utterance] = []
+        for utterance, *_ in self.variants:
+            frames, labels = self.size([*parts, utterance])
+            if frames <= bucket.frames and labels <= bucket.labels:
+                parts.append(utterance)
+        return assemble([self.join(parts)] * bucket.size, bucket, self.subsampling)
+
     def bucket(self, parts: Sequence[Utterance]) -> Bucket | None:
         frames, labels = self.size(parts)
         fitting = (b for b in self.buckets if frames <= b.frames and labels <= b.labels)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from speech.gru import gru_scan
 from speech.transcripts import CLASSES
+
+Array: TypeAlias = jax.Array | np.ndarray
 
 CONTEXT = 2
 """Labels that the stateless predictor sees."""
@@ -28,6 +32,8 @@ class ModelConfig:
     joint: int = 64
     classes: int = CLASSES
     dropout: float = 0.25
+    simple: bool = False
+    """Whether there is an additive joiner beside the joint network, for pruning."""
 
 
 class BiGRU(nnx.Module):
@@ -73,17 +79,21 @@ class Transducer(nnx.Module):
         self.embedding = nnx.Embed(config.classes, config.embedding, rngs=rngs)
         self.predictor_out = nnx.Linear(CONTEXT * config.embedding, config.joint, rngs=rngs)
         self.output = nnx.Linear(config.joint, config.classes, rngs=rngs)
+        self.simple = nnx.List(
+            [
+                nnx.Linear(config.joint, config.classes, rngs=rngs)
+                for _ in range(2 if config.simple else 0)
+            ]
+        )
 
-    def encode(
-        self, features: jax.Array, lengths: jax.Array, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
+    def encode(self, features: Array, lengths: Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Encode features (B, T * subsampling, features) of `lengths` (B,) encoder frames.
 
         Returns (B, T, joint). `rngs` turns dropout on.
         """
         config = self.config
         batch, frames, _ = features.shape
-        x = features.reshape(batch, frames // config.subsampling, -1)
+        x = jnp.reshape(features, (batch, frames // config.subsampling, -1))
         x = stack_neighbours(x, config.neighbours)
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
         x = jax.nn.relu(self.subsample_norm(self.subsample(x)))
@@ -102,11 +112,20 @@ class Transducer(nnx.Module):
         """Logits (..., classes) from encoder and predictor vectors that broadcast."""
         return self.output(jnp.tanh(encoded + predicted))
 
+    def simple_scores(
+        self, encoded: jax.Array, predicted: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The additive joiner's halves, (..., classes) each, from encoder and predictor vectors."""
+        if not self.simple:
+            raise ValueError("this model has no additive joiner; see ModelConfig.simple")
+        of_encoder, of_predictor = self.simple
+        return of_encoder(encoded), of_predictor(predicted)
+
     def __call__(
         self,
-        features: jax.Array,
-        lengths: jax.Array,
-        labels: jax.Array,
+        features: Array,
+        lengths: Array,
+        labels: Array,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
         """Logits (B, T, U + 1, classes) for `labels` (B, U)."""
@@ -115,7 +134,7 @@ class Transducer(nnx.Module):
         return self.join(encoded[:, :, None], predicted[:, None])
 
 
-def label_contexts(labels: jax.Array) -> jax.Array:
+def label_contexts(labels: Array) -> jax.Array:
     """The last CONTEXT labels before each position: (B, U) to (B, U + 1, CONTEXT), 0-padded."""
     count = labels.shape[1] + 1
     padded = jnp.pad(labels, ((0, 0), (CONTEXT, 0)))

@@ -71,12 +71,14 @@ def plot_lattice(
     frame_seconds: float,
     subsampling: int,
     path: Path,
+    band: np.ndarray | None = None,
 ) -> None:
     """Spectrogram over the posterior lattice of one utterance, on one time axis.
 
     `features`: log-mels (frames, mels), `frame_seconds` apart; `posterior`: probability
     (T, U + 1) that a path goes through each cell, a frame of which is `subsampling` of those;
-    `path_cells`: the best path, (T + U, 2); `text`: the U characters.
+    `path_cells`: the best path, (T + U, 2); `text`: the U characters; `band`: the label positions
+    (T, S) that pruning keeps.
     """
     cell_seconds = subsampling * frame_seconds
     frames, positions = posterior.shape
@@ -129,7 +131,12 @@ def plot_lattice(
         linewidth=1.2,
         label="best alignment",
     )
+    if band is not None:
+        edges = np.arange(frames + 1) * cell_seconds
+        for bound, name in ((band[:, 0] - 0.5, None), (band[:, -1] + 0.5, "band that is kept")):
+            bottom.stairs(bound, edges, baseline=None, color="white", label=name)
     bottom.set_xlim(0, seconds)
+    bottom.set_ylim(-0.5, positions - 0.5)
     bottom.set_yticks(np.arange(positions))
     bottom.set_yticklabels(["∅", *text], family="monospace", fontsize=8)
     bottom.tick_params(axis="y", length=0)

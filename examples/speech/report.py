@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from speech.alignment import posterior_lattice
+from speech.alignment import kept_band, posterior_lattice
 from speech.batching import Bucket, assemble
 from speech.decode import transcribe
 from speech.features import log_mel
@@ -93,20 +93,35 @@ def report(
 def pictures(
     graph: nnx.GraphDef, state: TrainState, task: SpeechTask, history: History, out: Path
 ) -> None:
-    """Draw training.png and lattice.png, the latter of a held-out prompt of middling length."""
+    """Draw training.png and lattice.png."""
     plot_training(history, out / "training.png")
+    draw_lattice(graph, state, task, out / "lattice.png")
+
+
+def draw_lattice(
+    graph: nnx.GraphDef,
+    state: TrainState,
+    task: SpeechTask,
+    path: Path,
+    s_range: int | None = None,
+) -> None:
+    """Draw the lattice of a held-out prompt of middling length.
+
+    With `s_range`, also the band of so many label positions that the additive joiner chooses.
+    """
     prompt = min(task.held_out, key=lambda prompt: abs(prompt.seconds - PICTURE_SECONDS))
     utterance = task.normaliser.utterance(prompt)
     shape = Bucket(utterance.encoder_frames(task.subsampling), len(utterance.labels), 1)
-    posterior, path = posterior_lattice(
-        graph, state.average, assemble([utterance], shape, task.subsampling)
-    )
+    batch = assemble([utterance], shape, task.subsampling)
+    posterior, cells = posterior_lattice(graph, state.average, batch)
+    band = None if s_range is None else kept_band(graph, state.average, batch, s_range)
     plot_lattice(
         log_mel(prompt.samples),
         posterior,
-        path,
+        cells,
         prompt.text,
         FRAME_SECONDS,
         task.subsampling,
-        out / "lattice.png",
+        path,
+        band,
     )

@@ -17,16 +17,16 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
-from jax_rnnt import rnnt_loss
 from speech.batching import Batch, TrainingData, assemble
 from speech.decode import transcribe
+from speech.losses import Loss, exact_loss
 from speech.metrics import edit_counts
 from speech.task import SpeechTask
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of the optimizer, whatever the length of the run."""
+    """Loss and hyper-parameters of the optimizer, whatever the length of the run."""
 
     peak_rate: float = 3e-3
     warmup_fraction: float = 0.05
@@ -34,6 +34,7 @@ class Recipe:
     clip_norm: float = 1.0
     average_decay: float = 0.999
     seed: int = 0
+    loss: Loss = exact_loss
 
     def rates(self, steps: int) -> optax.Schedule:
         """Learning rate of each step: linear warm-up, then cosine decay to 0."""
@@ -70,8 +71,7 @@ def train_step(
 
     def loss_of(params: nnx.State) -> jax.Array:
         model = nnx.merge(graph, params)
-        logits = model(batch.features, batch.lengths, batch.labels, nnx.Rngs(dropout=key))
-        losses = rnnt_loss(logits, batch.labels, batch.lengths, batch.label_lengths)
+        losses = recipe.loss(model, batch, nnx.Rngs(dropout=key), state.step)
         return losses.sum() / batch.label_lengths.sum()
 
     loss, gradient = jax.value_and_grad(loss_of)(state.params)

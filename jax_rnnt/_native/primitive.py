@@ -19,6 +19,7 @@ from .platforms import HOW_TO_GET_CUDA, KERNELS
 # A core type is the shape (without batch dimensions) and dtype of an output.
 CoreType = tuple[tuple[int, ...], Any]
 
+
 def native_primitive(
     target: str,
     *,

@@ -1,0 +1,292 @@
+"""The pruned loss straight from a joint network, a tile of frames at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import validation_pruning
+from ._native.jax_versions import align_varying_axes
+from .bounds import Sizes
+from .lattice import banded_lattice, banded_lattice_score, gradient_weights
+from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
+from .reduction import negative, reduce_losses
+from .reference import accumulator_dtype
+from .types import (
+    ArcsOptions,
+    Array,
+    Implementation,
+    LatticeOptions,
+    Normalization,
+    Posteriors,
+    Reduction,
+    Topology,
+)
+
+JointFunction = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+_TILE_BYTES = 4 * 2**20
+"""Of the logits of a tile: enough for matrix products to be fast, too little to matter."""
+
+
+def rnnt_loss_pruned_joint(
+    joint_fn: JointFunction,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    ranges: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    frames_per_tile: int | None = None,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    clamp: float | None = None,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array:
+    """The pruned loss from a joint network, without storing its logits or its activations.
+
+    Equal to `rnnt_loss_pruned(joint_fn(params, *do_rnnt_pruning(encoder_out, predictor_out,
+    ranges)), labels, ranges, ...)`, in value and gradients. The logits of some frames at a time are
+    computed, and once more in the backward pass. Memory beside inputs and gradients: a few
+    `(*batch, T, S)` planes, and what `joint_fn` needs for these frames.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn: `(params, encoder_rows, predictor_rows) -> logits` maps rows `(*batch, n, S, D1)`
+        and `(*batch, n, S, D2)`, for some n, to logits `(*batch, n, S, V)`, each row for itself: no
+        row may depend on another, or on randomness that is not in the rows or in `params`. All that
+        it is to be differentiated by has to come in as an argument: a traced value that it closes
+        over has no gradient. In the backward pass, rows of cells that do not count are replaced by
+        zeros, where its derivative has to be finite.
+      params: any pytree of arrays. Gradients of floating-point leaves are summed in float32 (or
+        float64) and returned in the leaf's dtype; other leaves have none.
+      encoder_out: `(*batch, T, D1)` floating point.
+      predictor_out: `(*batch, U+1, D2)` floating point.
+      labels, ranges: as in `rnnt_loss_pruned`.
+      frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
+        it so that their logits are a few MB.
+      logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
+        delay_penalty, clamp, logit_begins, label_begins, reduction, where, implementation, check:
+        as in `rnnt_loss_pruned`.
+
+    Returns:
+      As `rnnt_loss_pruned`; also the gradients by `params`, `encoder_out` and `predictor_out` are
+      not affected by padding or by utterances without a finite loss, whatever these hold.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_pruned`; also for wrong results of
+        `joint_fn`.
+    """
+    encoder, predictor, ranges = validation_pruning.pruned_operands(
+        encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
+    )
+    params = jax.tree.map(jnp.asarray, params)
+    logits = validation_pruning.joint_logits(
+        jax.eval_shape(
+            lambda params, *operands: joint_fn(params, *do_rnnt_pruning(*operands)),
+            *(params, encoder, predictor, ranges),
+        ),
+        ranges.shape,
+    )
+    ranges, utterances, arcs_options, lattice_options, reduction = checked_band(
+        logits.shape,
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        ranges,
+        (blank_id, normalization, clamp, implementation),
+        (topology, False, delay_penalty, fastemit_lambda, implementation),
+        reduction,
+        check,
+    )
+    sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
+    validation_pruning.check_positions("predictor_out", predictor.shape, sizes.U)
+    frames = _frames_of_tile(validation_pruning.frames_per_tile_of(frames_per_tile), logits)
+    dtype = accumulator_dtype(logits.dtype)
+    options = _Options(joint_fn, frames, sizes, dtype, arcs_options, lattice_options)
+    band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id))
+    operands, structure = jax.tree.flatten((params, encoder, predictor, band))
+    params, encoder, predictor, band = structure.unflatten(align_varying_axes(*operands))
+    loss: Any = _loss(options, params, encoder, predictor, band)
+    return reduce_losses(loss, reduction, utterances.where)
+
+
+class _Band(NamedTuple):
+    """See `band_operands`."""
+
+    labels: jax.Array
+    frame_bounds: jax.Array
+    starts: jax.Array
+    bounds: jax.Array
+
+    def ranges(self) -> jax.Array:
+        """`(*batch, T, S)`, all in range."""
+        position = lax.broadcasted_iota(jnp.int32, self.labels.shape, self.labels.ndim - 1)
+        return self.starts[..., None] + position
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is static about a loss."""
+
+    joint_fn: JointFunction
+    frames_per_tile: int
+    sizes: Sizes
+    dtype: Any  # of arcs
+    arcs: ArcsOptions
+    lattice: LatticeOptions
+
+    def tile_begins(self) -> jax.Array:
+        """First frame of each tile. The last one is moved to end at T; the slices see to that."""
+        return jnp.arange(0, self.sizes.T, max(self.frames_per_tile, 1), dtype=jnp.int32)
+
+    def tile(self, x: jax.Array, begin: jax.Array) -> jax.Array:
+        """A tile's frames of a `(*batch, T, ...)` array."""
+        return lax.dynamic_slice_in_dim(x, begin, self.frames_per_tile, len(self.sizes.batch))
+
+    def with_tile(self, x: jax.Array, tile: jax.Array, begin: jax.Array) -> jax.Array:
+        """`x` with a tile's frames replaced."""
+        return lax.dynamic_update_slice_in_dim(x, tile, begin, len(self.sizes.batch))
+
+
+def _frames_of_tile(frames_per_tile: int | None, logits: jax.ShapeDtypeStruct) -> int:
+    """Static number of frames in a tile, none of them empty if it can be helped."""
+    *batch, T, S, V = logits.shape
+    if frames_per_tile is None:
+        frame_bytes = math.prod(batch) * S * V * accumulator_dtype(logits.dtype).itemsize
+        frames_per_tile = max(1, _TILE_BYTES // max(frame_bytes, 1))
+        tiles = -(-T // frames_per_tile)
+        frames_per_tile = -(-T // max(tiles, 1))  # evenly divided
+    return min(frames_per_tile, T)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(
+    options: _Options, params: Any, encoder: jax.Array, predictor: jax.Array, band: _Band
+) -> jax.Array:
+    blank, label, _ = _arcs(options, params, encoder, predictor, band)
+    score = banded_lattice_score(
+        options.lattice, options.sizes.U, blank, label, band.starts, band.bounds
+    )
+    return negative(score)
+
+
+def _loss_fwd(options, params, encoder, predictor, band):
+    blank, label, denominators = _arcs(options, params, encoder, predictor, band)
+    log_likelihood, posteriors = banded_lattice(
+        options.lattice, options.sizes.U, blank, label, band.starts, band.bounds
+    )
+    return negative(log_likelihood), (params, encoder, predictor, band, denominators, posteriors)
+
+
+def _arcs(
+    options: _Options, params: Any, encoder: jax.Array, predictor: jax.Array, band: _Band
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Blank arcs, label arcs and denominators, each `(*batch, T, S)`."""
+
+    def one_tile(planes: tuple[jax.Array, ...], begin: jax.Array) -> Any:
+        tile = options.tile(encoder, begin), predictor, options.tile(ranges, begin)
+        logits = options.joint_fn(params, *do_rnnt_pruning(*tile))
+        labels, frame_bounds = (options.tile(x, begin) for x in (band.labels, band.frame_bounds))
+        arcs = band_arcs_fwd(options.arcs, logits, labels, frame_bounds)
+        pairs = zip(planes, arcs, strict=True)
+        return tuple(options.with_tile(plane, x, begin) for plane, x in pairs), None
+
+    ranges = band.ranges()
+    planes = (_zeros_like(band.labels, options.dtype),) * 3
+    (blank, label, denominators), _ = lax.scan(one_tile, planes, options.tile_begins())
+    return blank, label, denominators
+
+
+def _loss_bwd(options, residuals, cotangents):
+    params, encoder, predictor, band, denominators, posteriors = residuals
+    weights = gradient_weights(options.lattice, posteriors)
+    ranges = band.ranges()
+    # As the gradients are summed in; their tiles' gradients then have this dtype, too.
+    variables = [_for_sums(x) for x in jax.tree.leaves(params) if _varies(x)]
+    wide_predictor = _for_sums(predictor)
+
+    def logits_of(
+        ranges: jax.Array,
+        active: jax.Array,
+        variables: list[jax.Array],
+        encoder: jax.Array,
+        wide_predictor: jax.Array,
+    ) -> jax.Array:
+        am, lm = do_rnnt_pruning(encoder, wide_predictor, ranges)
+        am, lm = (jnp.where(active[..., None], x, 0) for x in (am, lm))
+        replaced = _with_variables(params, variables)
+        return options.joint_fn(replaced, am, lm.astype(predictor.dtype))
+
+    def one_tile(gradients: Any, begin: jax.Array) -> Any:
+        d_variables, d_encoder, d_predictor = gradients
+        # Frames of the last tile that belong to the one before it have weight zero here. Their
+        # gradient is overwritten by that tile, whose turn is later.
+        own = index >= begin - (options.sizes.T - options.frames_per_tile)
+        tile_weights = Posteriors(*(jnp.where(own, options.tile(x, begin), 0) for x in weights))
+        active = (tile_weights.blank != 0) | (tile_weights.label != 0)
+        logits, pullback = jax.vjp(
+            partial(logits_of, options.tile(ranges, begin), active),
+            *(variables, options.tile(encoder, begin), wide_predictor),
+        )
+        labels, tile_denominators = (options.tile(x, begin) for x in (band.labels, denominators))
+        d_logits = band_arcs_bwd(
+            options.arcs, logits, labels, tile_denominators, tile_weights, cotangents
+        )
+        more_variables, encoder_tile, more_predictor = pullback(d_logits)
+        d_variables = jax.tree.map(jnp.add, d_variables, more_variables)
+        d_encoder = options.with_tile(d_encoder, encoder_tile, begin)
+        return (d_variables, d_encoder, d_predictor + more_predictor), None
+
+    tile_shape = (*options.sizes.batch, options.frames_per_tile, ranges.shape[-1])
+    index = lax.broadcasted_iota(jnp.int32, tile_shape, len(tile_shape) - 2)
+    zeros = jax.tree.map(_zeros_like, (variables, encoder, wide_predictor))
+    (d_variables, d_encoder, d_predictor), _ = lax.scan(
+        one_tile, zeros, options.tile_begins(), reverse=True
+    )
+    d_params = jax.tree.map(
+        lambda x, gradient: gradient if _varies(x) else None,
+        params,
+        _with_variables(params, d_variables),
+    )
+    return d_params, d_encoder, d_predictor.astype(predictor.dtype), None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _varies(x: jax.Array) -> bool:
+    """Whether there is a gradient by a leaf of the parameters."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _with_variables(params: Any, variables: list[jax.Array]) -> Any:
+    """Parameters with the leaves that vary replaced, in the dtypes that they had."""
+    rest = iter(variables)
+    return jax.tree.map(lambda x: next(rest).astype(x.dtype) if _varies(x) else x, params)
+
+
+def _for_sums(x: jax.Array) -> jax.Array:
+    """In the dtype in which gradients are summed."""
+    return x.astype(accumulator_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Zeros that can be carried by a loop which makes them vary as `x` does in `shard_map`."""
+    return align_varying_axes(x, jnp.zeros_like(x, dtype))[1]
