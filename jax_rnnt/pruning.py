@@ -97,8 +97,8 @@ def do_rnnt_pruning(am: Array, lm: Array, ranges: Array) -> tuple[jax.Array, jax
     *batch, T, S = ranges.shape
     am_pruned = jnp.broadcast_to(am[..., None, :], (*batch, T, S, am.shape[-1]))
     rows = with_batch_sharding_of(lm, len(batch), clip_to_int32(ranges))
-    rows = jnp.clip(rows, 0, lm.shape[-2] - 1).reshape(*batch, T * S, 1)
-    lm_pruned = jnp.take_along_axis(lm, rows, axis=-2, mode="promise_in_bounds")
+    rows = jnp.clip(rows, 0, lm.shape[-2] - 1).reshape(*batch, T * S)
+    lm_pruned = jnp.take_along_axis(lm, rows[..., None], axis=-2, mode="promise_in_bounds")
     return am_pruned, lm_pruned.reshape(*batch, T, S, lm.shape[-1])
 
 
@@ -296,7 +296,7 @@ def _frames_of_band(
     first, last = label_begin - starts, label_end - starts  # last: a cell without label arc
     visited = (frame_begin <= t) & (t < frame_end) & (first < S) & (last >= 0)
     cells = (jnp.clip(x, 0, S) for x in (first, last))
-    frame_bounds = jnp.stack([jnp.zeros_like(t), jnp.ones_like(t), *cells], axis=-1)
+    frame_bounds = jnp.stack([jnp.zeros_like(first), jnp.ones_like(first), *cells], axis=-1)
     return band_labels, jnp.where(visited[..., None], frame_bounds, 0)
 
 
