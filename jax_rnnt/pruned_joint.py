@@ -73,9 +73,9 @@ def rnnt_loss_pruned_joint(
       joint_fn: `(params, encoder_rows, predictor_rows) -> logits` maps rows `(*batch, n, S, D1)`
         and `(*batch, n, S, D2)`, for some n, to logits `(*batch, n, S, V)`, each row for itself: no
         row may depend on another, or on randomness that is not in the rows or in `params`. All that
-        it is to be differentiated by has to come in as an argument: a traced value that it closes
-        over has no gradient. In the backward pass, rows of cells that do not count are replaced by
-        zeros, where its derivative has to be finite.
+        it is to be differentiated by has to come in as an argument: to close over a value that is
+        traced for differentiation is an error (JAX's `UnexpectedTracerError`). In the backward
+        pass, rows of cells that do not count are zeros; its derivative has to be finite there.
       params: any pytree of arrays. Gradients of floating-point leaves are summed in float32 (or
         float64) and returned in the leaf's dtype; other leaves have none.
       encoder_out: `(*batch, T, D1)` floating point.

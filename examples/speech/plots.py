@@ -142,7 +142,7 @@ def plot_lattice(
     bottom.tick_params(axis="y", length=0)
     bottom.set_ylabel("last character emitted")
     bottom.set_xlabel("time, s")
-    bottom.legend(loc="upper left", frameon=True)
+    bottom.legend(loc="upper left", facecolor="0.75")
     figure.colorbar(image, ax=bottom, label="probability that a path goes through the cell")
     figure.savefig(path, dpi=90)
     plt.close(figure)
