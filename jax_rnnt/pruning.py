@@ -285,8 +285,10 @@ def _banded_loss(
 def _banded_loss_fwd(arcs_options, lattice_options, num_labels, logits, labels, *bands):
     frame_bounds, starts, bounds = bands
     arcs = arcs_fwd(arcs_options, _one_frame(logits, 2), labels, frame_bounds)
-    *arcs, denominators = (jnp.squeeze(x, -2) for x in arcs)
-    log_likelihood, posteriors = banded_lattice(lattice_options, num_labels, *arcs, starts, bounds)
+    blank, label, denominators = (jnp.squeeze(x, -2) for x in arcs)
+    log_likelihood, posteriors = banded_lattice(
+        lattice_options, num_labels, blank, label, starts, bounds
+    )
     return negative(log_likelihood), (logits, labels, denominators, posteriors)
 
 
