@@ -14,7 +14,7 @@ from jax import lax
 
 from . import extended
 from .extended import Extended
-from .reference import shift_left, shift_right, two_sum, axis_index
+from .reference import axis_index, shift_left, shift_right, two_sum
 from .types import Topology
 
 _FAR = 2**30  # beyond any label position
