@@ -14,7 +14,7 @@ from jax import lax
 
 from . import extended
 from .extended import Extended
-from .reference import _shift_left, _shift_right, _two_sum, axis_index
+from .reference import axis_index, shift_left, shift_right, two_sum
 from .types import Topology
 
 _FAR = 2**30  # beyond any label position
@@ -57,7 +57,7 @@ def banded_lattice(
     finite = jnp.isfinite(log_likelihood)[..., None, None]
     if topology == "constrained":
         # A constrained label arc is l(t, u) + b(t, u + 1): it is an occurrence of both.
-        blank_posteriors = blank_posteriors + _shift_right(label_posteriors, 0)
+        blank_posteriors = blank_posteriors + shift_right(label_posteriors, 0)
     return (
         log_likelihood,
         jnp.where(finite, blank_posteriors, 0),
@@ -112,7 +112,7 @@ class _Band:
         self.T, self.S, self.topology = T, S, topology
         self.regular = topology == "regular"
         if topology == "constrained":
-            label = label + _shift_left(blank, -jnp.inf)
+            label = label + shift_left(blank, -jnp.inf)
         if delay_penalty != 0:
             middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
             t = axis_index(label.ndim, -2, T).astype(label.dtype)
@@ -178,13 +178,13 @@ class _Band:
             # At most one label a frame, after the begin and before the end.
             rise = lowest(band.high - t)
             if self.topology == "constrained":
-                rise = jnp.minimum(rise, _shift_right(rise, _FAR) - 1)
+                rise = jnp.minimum(rise, shift_right(rise, _FAR) - 1)
             rise = jnp.minimum(rise, self.label_begin - self.frame_begin)
             fall = highest(band.low - t, reverse=True)
             fall = jnp.maximum(fall, self.label_end - self.frame_end)
             nodes = nodes.intersect(_Interval(fall + t, rise + t))
 
-        following = _Interval(*(_shift_left(x, 0) for x in nodes))
+        following = _Interval(*(shift_left(x, 0) for x in nodes))
         end = jnp.broadcast_to(self.label_end, low.shape)
         following = _Interval(*(jnp.where(last, end, x) for x in following))
         blank = nodes.intersect(following)
@@ -218,7 +218,7 @@ class _Band:
                 moved = extended.shift_right(_above(extended.multiply(row, label)))
                 after = extended.add(after, moved)
             after, largest = extended.normalise(after)
-            offset = _two_sum(offset, largest.astype(dtype))
+            offset = two_sum(offset, largest.astype(dtype))
             # At the end only its node is alive.
             at_end = jnp.sum(after.mantissa, axis=-1)
             score = jnp.where((end == t + 1)[..., 0], extended.log(at_end, offset), score)

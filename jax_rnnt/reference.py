@@ -160,7 +160,7 @@ def lattice(
     finite = jnp.isfinite(log_likelihood)[..., None, None]
     if topology == "constrained":
         # A constrained label arc is l(t, u) + b(t, u + 1): it is an occurrence of both.
-        blank_posteriors = blank_posteriors + _shift_right(label_posteriors, 0)
+        blank_posteriors = blank_posteriors + shift_right(label_posteriors, 0)
     return (
         log_likelihood,
         jnp.where(finite, blank_posteriors, 0),
@@ -201,7 +201,7 @@ class _Fronts:
         self.shape, self.regular = (*batch, T, W), topology == "regular"
         self.num_fronts = T + W - 1 if self.regular else T
         if topology == "constrained":
-            label = label + _shift_left(blank, -jnp.inf)
+            label = label + shift_left(blank, -jnp.inf)
         if delay_penalty != 0:
             middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
             t = axis_index(label.ndim, -2, T).astype(label.dtype)
@@ -277,7 +277,7 @@ class _Fronts:
             stay = extended.multiply(row, extended.exp(blank))
             move = extended.shift_right(extended.multiply(row, extended.exp(label)))
             after, largest = extended.normalise(extended.add(stay, move))
-            offset = _two_sum(offset, largest.astype(dtype))
+            offset = two_sum(offset, largest.astype(dtype))
             u = axis_index(after.mantissa.ndim, -1, after.mantissa.shape[-1])
             at_end = jnp.sum(jnp.where(u == self.label_end, after.mantissa, 0), axis=-1)
             score = jnp.where(self.end[..., 0] == n + 1, extended.log(at_end, offset), score)
@@ -359,17 +359,17 @@ def log_ratio(score: jax.Array, top: jax.Array, log_sum: jax.Array) -> jax.Array
     return jnp.where(forbidden, -jnp.inf, (score - top) - jnp.where(forbidden, 0, log_sum))
 
 
-def _shift_right(x: jax.Array, fill: float) -> jax.Array:
+def shift_right(x: jax.Array, fill: float) -> jax.Array:
     """Element u - 1 at u."""
     return jnp.concatenate([jnp.full_like(x[..., :1], fill), x[..., :-1]], axis=-1)
 
 
-def _shift_left(x: jax.Array, fill: float) -> jax.Array:
+def shift_left(x: jax.Array, fill: float) -> jax.Array:
     """Element u + 1 at u."""
     return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], fill)], axis=-1)
 
 
-def _two_sum(total: tuple[jax.Array, jax.Array], term: jax.Array) -> tuple[jax.Array, jax.Array]:
+def two_sum(total: tuple[jax.Array, jax.Array], term: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Adds to an unevaluated sum of two numbers, with Knuth's exact error of the addition."""
     high, low = total
     new = high + term

@@ -1,4 +1,4 @@
-"""Pruning under every transform and on several devices, its memory, and all instruction sets.
+"""Pruning under every transform and on several devices, and its memory.
 
 Values are float64 and compared to 1e-12 with `run_pruned`, which test_pruning.py holds to oracles.
 """
@@ -16,9 +16,7 @@ from cases import Ranges
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from pruned_cases import TOPOLOGIES, PrunedBatch, pruned_function, random_pruned, run_pruned
-from test_pruning import DTYPES, check_pruned
 from test_sharding import COLLECTIVES, losses_and_grad, shard_map, sharded
-from test_targets import target  # noqa: F401
 from test_transforms import close, custom_calls, export
 
 import jax_rnnt
@@ -252,20 +250,3 @@ def test_memory(implementation: str, topology: str) -> None:
     assert memory.output_size_in_bytes >= logits
     limit = 0.75 if implementation == "native" else 6
     assert memory.temp_size_in_bytes < limit * logits
-
-
-# --------------------------------------------------------------------------------- instruction sets
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_instruction_sets(target: str, topology: str, dtype: Any) -> None:  # noqa: F811
-    """Groups that fill some lanes, all and more; frames of several tiles."""
-    rng = np.random.default_rng(3)
-    del target
-    options: dict[str, Any] = {"topology": topology, "delay_penalty": 0.1, "fastemit_lambda": 0.1}
-    for count, frames, labels, s_range in ((1, 40, 20, 4), (5, 17, 9, 3), (18, 33, 12, 7)):
-        batch = random_pruned(
-            rng, count, frames, labels, s_range, 5, dtype=dtype, scale=2.0, **options
-        )
-        check_pruned(batch, "native", dtype, **options)

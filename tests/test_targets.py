@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Options, expected, random_batch, run, valid_cells
+from pruned_cases import TOPOLOGIES, random_pruned
+from test_pruning import check_pruned
 from test_values import check_dtype
 
 from jax_rnnt._native import _cpu
@@ -99,3 +101,16 @@ def test_lattices(target: str, dtype: Any, options: Options) -> None:
     for frames, labels in ((90, 37), (40, 70), (70, 3)):
         batch = random_batch(rng, 4, frames, labels, 4, scale=2.0, dtype=dtype, **options)
         check_dtype(batch, "native", dtype, options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_bands(target: str, topology: str, dtype: Any) -> None:
+    """Batches that fill some lanes, all and more; bands of several tiles of frames."""
+    rng = np.random.default_rng(3)
+    options: Options = {"topology": topology, "delay_penalty": 0.1, "fastemit_lambda": 0.1}
+    for count, frames, labels, s_range in ((1, 40, 20, 4), (5, 17, 9, 3), (18, 33, 12, 7)):
+        batch = random_pruned(
+            rng, count, frames, labels, s_range, 5, dtype=dtype, scale=2.0, **options
+        )
+        check_pruned(batch, "native", dtype, **options)
