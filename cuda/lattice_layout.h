@@ -8,9 +8,10 @@ namespace jax_rnnt::cuda {
 // A tile of fronts is staged at a time; as many as fit into shared memory, up to this many.
 inline constexpr int kMostTileFronts = 16;
 inline constexpr int kFewestTileFronts = 2;
-// Utterances with longer rows keep their tiles in the workspace where shared memory is too small
-// for kFewestTileFronts (64 KiB on the smallest devices).
-inline constexpr int64_t kAlwaysSharedBytes = 1024 * sizeof(float);
+// Every device has as much shared memory for a block. Utterances whose smallest tiles need more
+// keep them in the workspace where the device has no more.
+inline constexpr int64_t kLeastSharedBytes = 48 << 10;
+inline constexpr int64_t kStaticSharedBytes = 2048;  // of the reductions
 
 // Counted in elements of float or double. A number of extended exponent takes two, an offset (64
 // bits) two of either.
@@ -64,7 +65,8 @@ inline WorkspaceLayout workspace_layout(int64_t frames, int64_t cells, bool regu
   layout.num_offsets = round_up(fronts / kFewestTileFronts + 3, 2);
   layout.rows = 2 * 2 * layout.num_offsets;
   layout.tiles = layout.rows + round_up(2 * cells * stored_rows(fronts, with_posteriors), 4);
-  if (cells * element_bytes > kAlwaysSharedBytes) {
+  const int64_t smallest = sweep_layout(cells, kFewestTileFronts, with_posteriors).total;
+  if (smallest * element_bytes + kStaticSharedBytes > kLeastSharedBytes) {
     layout.tile_elements = round_up(sweep_layout(cells, kMostTileFronts, with_posteriors).total, 4);
   }
   layout.total = layout.tiles + 2 * layout.tile_elements;

@@ -22,10 +22,9 @@ cudaError_t choose_sweep_layout(int64_t cells, bool with_posteriors, SweepLayout
     status = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
   if (status != cudaSuccess) return status;
-  constexpr int kStaticBytes = 2048;  // of the reductions
   for (int fronts = kMostTileFronts; fronts >= kFewestTileFronts; fronts /= 2) {
     layout = sweep_layout(cells, fronts, with_posteriors);
-    shared = layout.total * int64_t(sizeof(T)) + kStaticBytes <= most_bytes;
+    shared = layout.total * int64_t(sizeof(T)) + kStaticSharedBytes <= most_bytes;
     if (shared) return cudaSuccess;
   }
   layout = sweep_layout(cells, kMostTileFronts, with_posteriors);
