@@ -324,7 +324,7 @@ def test_memory_does_not_grow_with_logits() -> None:
         ({"blank_id": V}, ValueError, "blank_id"),
         ({"clamp": "much"}, TypeError, "clamp"),
     ],
-    ids=str,
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else str(x),
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
     """Errors name the argument."""
