@@ -111,22 +111,21 @@ __device__ __forceinline__ T log_likelihood_of(Extended<T> sum, int64_t offset) 
 // What turns a product alpha * arc * beta into a posterior.
 template <class T>
 struct Normaliser {
-  Exponent<T> exponent;
+  int64_t exponent;
   T scale;
 
-  __device__ __forceinline__ Normaliser(Extended<T> sum, int64_t offset) {
-    const int64_t limit = -2 * int64_t(kDead<T>);
-    const int64_t wide = offset - int64_t(sum.exponent);
-    exponent = Exponent<T>(smaller(larger(wide, -limit / 8), limit));
-    scale = sum.mantissa > T(0) ? 1 / sum.mantissa : T(0);
-  }
+  __device__ __forceinline__ Normaliser(Extended<T> sum, int64_t offset)
+      : exponent(offset - int64_t(sum.exponent)),
+        scale(sum.mantissa > T(0) ? 1 / sum.mantissa : T(0)) {}
 
   __device__ __forceinline__ T posterior(Extended<T> partner, Extended<T> rest) const {
-    // Floors that keep the sums from overflowing; what reaches them is 0 in any case.
-    const Exponent<T> e =
-        larger(partner.exponent + exponent, kDead<T>) + larger(rest.exponent, kDead<T>);
+    // A double's exponents have 64 bits already: what is below this floor is 0 in any case.
+    constexpr int64_t kFloor = sizeof(T) == 8 ? int64_t(kDead<T>) : INT64_MIN / 4;
+    const int64_t e = larger(int64_t(partner.exponent) + exponent, kFloor) +
+                      larger(int64_t(rest.exponent), kFloor);
+    constexpr int64_t kMost = Constants<T>::kExponentBias;
     return partner.mantissa * rest.mantissa *
-           exp2_int<T>(smaller(e, Exponent<T>(Constants<T>::kExponentBias))) * scale;
+           exp2_int<T>(Exponent<T>(larger(smaller(e, kMost), -kMost))) * scale;
   }
 };
 
@@ -148,7 +147,10 @@ __device__ __forceinline__ void step(const Trellis<T, kWound>& trellis, int n, c
       const T log_prob = label[label_u] + trellis.delay(trellis.frame_of(n, label_u));
       move = multiply(from[kForward ? label_u : trellis.slot_after(u)], exp_extended(log_prob));
     }
-    const Extended<T> sum = add(stay, move);
+    Extended<T> sum = add(stay, move);
+    // Nodes that do not lead to the other end are no competition for those that do: however much
+    // likelier they are, those stay in range.
+    if (kPass == Pass::kFromMiddle && partner[u].mantissa == T(0)) sum = dead<T>();
     to[u] = sum;
     if constexpr (kPass == Pass::kTowardsMiddle) {
       if (stored != nullptr) stored[u] = sum;
