@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from . import validation
+from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes
 from .bounds import Utterances, labels_and_bounds
 from .lattice import gradient_weights, lattice
@@ -63,7 +63,7 @@ def rnnt_loss_from_arc_terms(
       TypeError, ValueError: as `rnnt_loss_from_arcs`; also for no terms, and for different numbers
         of blank and label terms.
     """
-    blanks, labels = validation.arc_terms(blank_terms, label_terms)
+    blanks, labels = validation_factored.arc_terms(blank_terms, label_terms)
     sizes = validation.sizes_of("blank_terms[0]", blanks[0].shape, 2)
     utterances = validation.utterances_of(
         sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 
-from . import validation
+from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes
 from .bounds import Utterances, labels_and_bounds
 from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
@@ -245,7 +245,7 @@ def rnnt_loss_smoothed(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; ValueError also for another
         normalization and for scales out of range.
     """
-    smoothing = validation.smoothing(lm_only_scale, am_only_scale, normalization)
+    smoothing = validation_factored.smoothing(lm_only_scale, am_only_scale, normalization)
     return _checked_loss(
         (am, lm),
         (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
@@ -279,7 +279,7 @@ def _checked_loss(
     check: Any,
 ) -> Any:
     """The loss, after all checks; arguments as `validation` takes them."""
-    am, lm, sizes = validation.factored_scores(*scores)
+    am, lm, sizes = validation_factored.factored_scores(*scores)
     utterances = validation.utterances_of(sizes, *utterance_arguments)
     blank_id, *rest = arcs_arguments
     assert sizes.V is not None
@@ -304,7 +304,7 @@ def _reduced_loss(
     options: _Options,
     reduction: Reduction,
 ) -> tuple[jax.Array, Posteriors | None]:
-    sizes = validation.factored_sizes(am.shape, lm.shape)
+    sizes = validation_factored.factored_sizes(am.shape, lm.shape)
     labels, bounds = labels_and_bounds(am, sizes, utterances, options.arcs.blank_id)
     assert labels is not None
     result: Any = _loss(options, *align_varying_axes(am, lm, labels, bounds))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import oracles_pruned
-from cases import WHOLE, Array, Options, Ranges, random_batch
+from cases import WHOLE, Array, Ranges, random_batch
 
 import jax_rnnt
 
@@ -131,7 +131,3 @@ def used_cells(batch: PrunedBatch, topology: str) -> np.ndarray:
 def _window_order(batch: PrunedBatch) -> tuple[Array, ...]:
     t1, u1, t0, u0 = batch.lengths
     return t0, t1, u0, u1
-
-
-def options_id(options: Options) -> str:
-    return "-".join(str(v) for v in options.values())
