@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from .arc_terms import rnnt_loss_from_arc_terms
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
+from .joint import rnnt_loss_joint
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
@@ -19,6 +20,7 @@ __all__ = [
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",
+    "rnnt_loss_joint",
     "rnnt_loss_pruned",
     "rnnt_loss_pruned_joint",
     "rnnt_loss_simple",

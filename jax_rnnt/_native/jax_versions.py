@@ -79,20 +79,20 @@ def uses_shardy() -> bool:
 
 
 def without_explicit_axes(
-    function: Callable[..., Any], num_batch_dims: int, *operands: jax.Array
-) -> Any:
+    function: Callable[..., tuple[Any, ...]], result_dims: tuple[int, ...], *operands: jax.Array
+) -> tuple[Any, ...]:
     """`function(*operands)`, its inside partitioned by the compiler also on explicit meshes.
 
-    Results have their leading dimensions sharded as those of the first operand.
+    The first `result_dims[i]` dimensions of result `i`, an array or a tuple of them, are sharded as
+    those of the first operand.
     """
     shardings = [getattr(jax.typeof(x), "sharding", None) for x in operands]
     if not any(s is not None and any(s.spec) for s in shardings):
         return function(*operands)  # specs of axes that are not explicit are empty
     assert shardings[0] is not None
-    mesh, spec = shardings[0].mesh, PartitionSpec(*shardings[0].spec[:num_batch_dims])
-    inside = jax.sharding.auto_axes(
-        function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
-    )
+    mesh, spec = shardings[0].mesh, shardings[0].spec
+    out_sharding = tuple(NamedSharding(mesh, PartitionSpec(*spec[:n])) for n in result_dims)
+    inside = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=out_sharding)
     return inside(*operands)
 
 

@@ -1,0 +1,89 @@
+"""A joint network as the losses that run it in tiles see it: a function of rows and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from .reference import accumulator_dtype
+
+JointCallable = Callable[..., jax.Array]
+"""`(params, encoder_rows, predictor_rows) -> logits`, see `rnnt_loss_joint`."""
+
+
+@dataclass(frozen=True)
+class JointFunction:
+    """A joint network and the form of its parameters: what is static about it.
+
+    The parameters' leaves are divided into variables, which have gradients and come in the dtype in
+    which these are summed, and constants, of which random keys come as integers. The arrays that
+    the function closes over follow the constants, since not everything that runs it may have some.
+    """
+
+    function: JointCallable
+    structure: Any  # of the pytree of parameters
+    leaves: tuple[_Leaf, ...]
+    closed_over: tuple[_Leaf, ...]
+
+    def __call__(
+        self, variables: Sequence[jax.Array], constants: Sequence[jax.Array], *rows: jax.Array
+    ) -> jax.Array:
+        rest, fixed = iter(variables), iter(constants)
+        params = self.structure.unflatten([x.assemble(rest, fixed) for x in self.leaves])
+        if not self.closed_over:
+            return self.function(params, *rows)
+        arrays = [x.assemble(fixed, fixed) for x in self.closed_over]
+        traced = jax.make_jaxpr(self.function)(params, *rows)
+        (logits,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, arrays))(
+            *jax.tree.leaves((params, rows))
+        )
+        return logits
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """What to restore of an array; `key_impl` of random keys."""
+
+    dtype: Any
+    key_impl: str | None
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is a gradient by it."""
+        return jnp.issubdtype(self.dtype, jnp.inexact)
+
+    def assemble(self, variables: Iterator[jax.Array], constants: Iterator[jax.Array]) -> jax.Array:
+        """The next array of this kind."""
+        if self.key_impl is not None:
+            return jax.random.wrap_key_data(next(constants), impl=self.key_impl)
+        return next(variables).astype(self.dtype) if self.varies else next(constants)
+
+
+def _leaf(x: jax.Array) -> _Leaf:
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return _Leaf(x.dtype, str(jax.random.key_impl(x)) if is_key else None)
+
+
+def take_apart(
+    function: JointCallable, params: Any, closed_over: Sequence[Any]
+) -> tuple[JointFunction, list[jax.Array], list[jax.Array]]:
+    """The network, its variables and its constants. `closed_over` are arrays in tracing order."""
+    leaves, structure = jax.tree.flatten(params)
+    leaves, closed_over = [jnp.asarray(x) for x in leaves], [jnp.asarray(x) for x in closed_over]
+    kinds, closed_kinds = tuple(map(_leaf, leaves)), tuple(map(_leaf, closed_over))
+    variables = [for_sums(x) for x, kind in zip(leaves, kinds, strict=True) if kind.varies]
+    constants = [x for x, kind in zip(leaves, kinds, strict=True) if not kind.varies]
+    constants = [
+        jax.random.key_data(x) if _leaf(x).key_impl else x for x in (*constants, *closed_over)
+    ]
+    return JointFunction(function, structure, kinds, closed_kinds), variables, constants
+
+
+def for_sums(x: jax.Array) -> jax.Array:
+    """In the dtype in which gradients are summed."""
+    return x.astype(accumulator_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x

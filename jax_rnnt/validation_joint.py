@@ -1,0 +1,101 @@
+"""Checks of the arguments of losses that run a joint network, beside those that all share."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from .bounds import Sizes
+from .validation import float_scores
+
+
+def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax.Array, Sizes]:
+    """The two networks' output, `(*batch, T, D1)` and `(*batch, U+1, D2)`."""
+    encoder = float_scores("encoder_out", encoder_out)
+    predictor = float_scores("predictor_out", predictor_out)
+    for name, array, letters in (
+        ("encoder_out", encoder, "(*batch, T, D1)"),
+        ("predictor_out", predictor, "(*batch, U+1, D2)"),
+    ):
+        if array.ndim < 2:
+            raise ValueError(
+                f"{name} has shape {array.shape}; expected {letters}, at least 2 dimensions."
+            )
+    if predictor.shape[:-2] != encoder.shape[:-2]:
+        raise ValueError(
+            f"predictor_out has shape {predictor.shape}; expected (*batch, U+1, D2) with *batch = "
+            f"{encoder.shape[:-2]}, that of encoder_out."
+        )
+    if predictor.shape[-2] < 1:
+        raise ValueError(
+            f"predictor_out has shape {predictor.shape}, which is (*batch, U+1, D2) with U+1 = 0; "
+            "there is one position more than there are labels. Did you leave out the start symbol?"
+        )
+    return encoder, predictor, Sizes(encoder.shape[:-2], encoder.shape[-2], predictor.shape[-2] - 1)
+
+
+def logits_of_rows(
+    joint_fn: Any, params: Any, encoder: jax.Array, predictor: jax.Array, rng: jax.Array | None
+) -> tuple[jax.ShapeDtypeStruct, list[Any]]:
+    """What `joint_fn` returns for two rows, `(2, V)` logits, and the arrays that it closes over."""
+    rows = [jax.ShapeDtypeStruct((2, x.shape[-1]), x.dtype) for x in (encoder, predictor)]
+    keys = [] if rng is None else [jax.eval_shape(lambda key: jax.random.split(key), rng)]
+    jaxpr, logits = jax.make_jaxpr(joint_fn, return_shape=True)(params, *rows, *keys)
+    for constant in jaxpr.consts:
+        if isinstance(constant, Tracer):
+            raise TypeError(
+                f"joint_fn closes over a traced value, {constant.aval.str_short()}; expected a "
+                "function of its arguments alone. Pass the value in params, which may be any "
+                "pytree of arrays."
+            )
+    return joint_logits(logits, (2,), "(n, V)"), jaxpr.consts
+
+
+def joint_logits(logits: Any, rows: tuple[int, ...], letters: str) -> jax.ShapeDtypeStruct:
+    """What `joint_fn` returns for rows: shape and dtype of logits."""
+    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
+    if shape is None or dtype is None:
+        raise TypeError(f"joint_fn returned a {type(logits).__name__}; expected an array, logits.")
+    if not any(dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
+        raise TypeError(
+            f"joint_fn returned logits of dtype {dtype}; expected float32, float64, bfloat16 or "
+            "float16."
+        )
+    if len(shape) != len(rows) + 1 or tuple(shape[:-1]) != tuple(rows) or shape[-1] < 1:
+        raise ValueError(
+            f"joint_fn returned logits of shape {shape}; expected {letters} with all dimensions "
+            f"but the last = {tuple(rows)}, one row for each pair of rows, and V >= 1."
+        )
+    return logits
+
+
+def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, str | None]:
+    """A random key for each utterance as integers `(*batch, words)`, and their implementation."""
+    if rng is None:
+        return None, None
+    if not isinstance(rng, jax.Array):
+        raise TypeError(f"rng is {rng!r}; expected a random key, jax.random.key(0).")
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.wrap_key_data(rng)
+    if rng.shape != ():
+        raise ValueError(f"rng has shape {rng.shape}; expected a single key.")
+    count = 1
+    for size in batch:
+        count *= size
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(count))
+    return jax.random.key_data(keys).reshape(*batch, -1), str(jax.random.key_impl(rng))
+
+
+def positive_size(name: str, value: Any) -> int | None:
+    """How much is computed at a time, or None for a choice."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; expected a Python integer, which is static.")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected {name} >= 1.")
+    return int(value)
