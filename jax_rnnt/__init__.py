@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from .arc_terms import rnnt_loss_from_arc_terms
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .joint import rnnt_loss_joint
+from .linear_joint import LinearJoint
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
@@ -13,6 +14,7 @@ from .types import Posteriors
 __version__ = _version("jax-rnnt")
 
 __all__ = [
+    "LinearJoint",
     "Posteriors",
     "check_inputs",
     "do_rnnt_pruning",

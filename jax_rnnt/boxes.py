@@ -22,7 +22,7 @@ class Tiles(NamedTuple):
     """The boxes to visit, in tiles."""
 
     boxes: jax.Array  # (slots,) numbers of boxes, that of boxes itself in slots that are not used
-    count: jax.Array  # () tiles
+    number: jax.Array  # () of tiles
 
 
 class Tile(NamedTuple):

@@ -34,14 +34,19 @@ class JointFunction:
         self, variables: Sequence[jax.Array], constants: Sequence[jax.Array], *rows: jax.Array
     ) -> jax.Array:
         rest, fixed = iter(variables), iter(constants)
-        params = self.structure.unflatten([x.assemble(rest, fixed) for x in self.leaves])
+        leaves = [x.assemble(rest, fixed) for x in self.leaves]
+        if not getattr(self.function, "takes_variables_for_sums", False):
+            leaves = [
+                x.astype(leaf.dtype) if leaf.varies else x
+                for x, leaf in zip(leaves, self.leaves, strict=True)
+            ]
+        params = self.structure.unflatten(leaves)
         if not self.closed_over:
             return self.function(params, *rows)
         arrays = [x.assemble(fixed, fixed) for x in self.closed_over]
-        traced = jax.make_jaxpr(self.function)(params, *rows)
-        (logits,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, arrays))(
-            *jax.tree.leaves((params, rows))
-        )
+        traced = jax.make_jaxpr(self.function)(params, *rows).jaxpr
+        operands = jax.tree.leaves((params, rows))
+        (logits,) = jaxpr_as_fun(ClosedJaxpr(traced, arrays))(*operands)
         return logits
 
 
@@ -58,10 +63,10 @@ class _Leaf:
         return jnp.issubdtype(self.dtype, jnp.inexact)
 
     def assemble(self, variables: Iterator[jax.Array], constants: Iterator[jax.Array]) -> jax.Array:
-        """The next array of this kind."""
+        """The next array of this kind; a variable in the dtype of sums."""
         if self.key_impl is not None:
             return jax.random.wrap_key_data(next(constants), impl=self.key_impl)
-        return next(variables).astype(self.dtype) if self.varies else next(constants)
+        return next(variables) if self.varies else next(constants)
 
 
 def _leaf(x: jax.Array) -> _Leaf:
@@ -71,17 +76,24 @@ def _leaf(x: jax.Array) -> _Leaf:
 
 def take_apart(
     function: JointCallable, params: Any, closed_over: Sequence[Any]
-) -> tuple[JointFunction, list[jax.Array], list[jax.Array]]:
-    """The network, its variables and its constants. `closed_over` are arrays in tracing order."""
+) -> tuple[JointFunction, list[jax.Array], list[jax.Array], list[jax.Array]]:
+    """The network, its variables, its constants and what it closes over, in the order of tracing.
+
+    The latter are further constants. Inside `shard_map` they must stay replicated: tracing the
+    function has put the casts that they need into it.
+    """
     leaves, structure = jax.tree.flatten(params)
-    leaves, closed_over = [jnp.asarray(x) for x in leaves], [jnp.asarray(x) for x in closed_over]
-    kinds, closed_kinds = tuple(map(_leaf, leaves)), tuple(map(_leaf, closed_over))
-    variables = [for_sums(x) for x, kind in zip(leaves, kinds, strict=True) if kind.varies]
-    constants = [x for x, kind in zip(leaves, kinds, strict=True) if not kind.varies]
-    constants = [
-        jax.random.key_data(x) if _leaf(x).key_impl else x for x in (*constants, *closed_over)
-    ]
-    return JointFunction(function, structure, kinds, closed_kinds), variables, constants
+    joint = JointFunction(
+        function, structure, tuple(map(_leaf, leaves)), tuple(map(_leaf, closed_over))
+    )
+    variables = [for_sums(x) for x in leaves if _leaf(x).varies]
+    constants = [_as_data(x) for x in leaves if not _leaf(x).varies]
+    return joint, variables, constants, [_as_data(x) for x in closed_over]
+
+
+def _as_data(x: jax.Array) -> jax.Array:
+    """Random keys as integers."""
+    return jax.random.key_data(x) if _leaf(x).key_impl else x
 
 
 def for_sums(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import Any
 
@@ -52,7 +53,7 @@ def logits_of_rows(
                 "function of its arguments alone. Pass the value in params, which may be any "
                 "pytree of arrays."
             )
-    return joint_logits(logits, (2,), "(n, V)"), jaxpr.consts
+    return joint_logits(logits, (2,), "(n, V)"), [jnp.asarray(x) for x in jaxpr.consts]
 
 
 def joint_logits(logits: Any, rows: tuple[int, ...], letters: str) -> jax.ShapeDtypeStruct:
@@ -78,16 +79,14 @@ def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array |
     if rng is None:
         return None, None
     if not isinstance(rng, jax.Array):
-        raise TypeError(f"rng is {rng!r}; expected a random key, jax.random.key(0).")
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(rng)
-    if rng.shape != ():
-        raise ValueError(f"rng has shape {rng.shape}; expected a single key.")
-    count = 1
-    for size in batch:
-        count *= size
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(count))
-    return jax.random.key_data(keys).reshape(*batch, -1), str(jax.random.key_impl(rng))
+        raise TypeError(f"rng is {rng!r}; expected a random key, as jax.random.key(0).")
+    is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    key: Any = rng if is_key else jax.random.wrap_key_data(rng)
+    if key.shape != ():
+        raise ValueError(f"rng has shape {key.shape}; expected a single key.")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(math.prod(batch)))
+    data = jax.random.key_data(keys)
+    return data.reshape(*batch, data.shape[-1]), str(jax.random.key_impl(key))
 
 
 def positive_size(name: str, value: Any) -> int | None:

@@ -92,7 +92,9 @@ def without_explicit_axes(
     assert shardings[0] is not None
     mesh, spec = shardings[0].mesh, shardings[0].spec
     out_sharding = tuple(NamedSharding(mesh, PartitionSpec(*spec[:n])) for n in result_dims)
-    inside = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=out_sharding)
+    inside: Any = jax.sharding.auto_axes(
+        function, axes=mesh.explicit_axes, out_sharding=out_sharding
+    )
     return inside(*operands)
 
 

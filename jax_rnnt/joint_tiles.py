@@ -1,0 +1,256 @@
+"""The arcs of a joint network and the gradients by its operands, a tile of cells at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._native.jax_versions import align_varying_axes
+from .arcs import arcs_bwd, arcs_fwd
+from .boxes import BoxGrid, Tile
+from .joint_function import JointFunction, for_sums
+from .per_shard import per_shard
+from .reference import axis_index
+from .types import ArcsOptions, LatticeOptions, Posteriors
+
+_BOX = 16, 8
+"""Frames and label positions of a box: few of its cells are outside of an utterance."""
+
+
+class JointConstants(NamedTuple):
+    """What a loss is not differentiated by."""
+
+    labels: jax.Array  # (*batch, U)
+    bounds: jax.Array  # (*batch, 4)
+    keys: jax.Array | None  # (*batch, words), of random keys
+
+
+@dataclass(frozen=True)
+class JointOptions:
+    """What is static about a loss."""
+
+    joint: JointFunction
+    rows_per_tile: int
+    encoder_dtype: Any
+    predictor_dtype: Any
+    arcs_dtype: Any
+    key_impl: str | None
+    arcs: ArcsOptions
+    lattice: LatticeOptions
+
+    def grid(self, encoder: jax.Array, predictor: jax.Array) -> BoxGrid:
+        """For operands with one batch dimension."""
+        B, T, _ = encoder.shape
+        W = predictor.shape[1]
+        box_frames = min(_BOX[0], T, self.rows_per_tile)
+        box_positions = min(_BOX[1], W, max(self.rows_per_tile // max(box_frames, 1), 1))
+        boxes = max(self.rows_per_tile // max(box_frames * box_positions, 1), 1)
+        grid = BoxGrid(B, T, W, box_frames, box_positions, boxes)
+        return replace(grid, boxes_per_tile=max(min(boxes, grid.num_boxes), 1))
+
+
+def joint_arcs(
+    options: JointOptions,
+    variables: list[jax.Array],
+    constants: list[jax.Array],
+    encoder: jax.Array,
+    predictor: jax.Array,
+    rest: JointConstants,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Blank arcs, label arcs and denominators, each `(*batch, T, U+1)`."""
+    operands, structure = jax.tree.flatten((encoder, predictor, rest))
+
+    def function(*args: jax.Array) -> tuple[jax.Array, ...]:
+        utterances, shared = args[: len(operands)], args[len(operands) :]
+        parts = _Parts(options, shared[: len(variables)], shared[len(variables) :])
+        return _arcs_of_tiles(parts, *structure.unflatten(utterances))
+
+    shared = (*variables, *constants)
+    blank, label, denominators = per_shard(function, encoder.ndim - 2, *operands, shared=shared)
+    return blank, label, denominators
+
+
+def joint_gradients(
+    options: JointOptions,
+    variables: list[jax.Array],
+    constants: list[jax.Array],
+    encoder: jax.Array,
+    predictor: jax.Array,
+    rest: JointConstants,
+    denominators: jax.Array,
+    weights: Posteriors,
+    cotangents: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Gradients by the encoder's and the predictor's output, then by each variable."""
+    operands, structure = jax.tree.flatten(
+        (encoder, predictor, rest, denominators, weights, cotangents)
+    )
+
+    def function(*args: jax.Array, num_groups: int = 1) -> tuple[jax.Array, ...]:
+        utterances, shared = args[: len(operands)], args[len(operands) :]
+        parts = _Parts(options, shared[: len(variables)], shared[len(variables) :])
+        return _gradients_of_tiles(parts, num_groups, *structure.unflatten(utterances))
+
+    shared, num_sums = (*variables, *constants), len(variables)
+    operands = align_varying_axes(*operands, *shared)[: len(operands)]
+    return per_shard(function, encoder.ndim - 2, *operands, shared=shared, num_sums=num_sums)
+
+
+class _Parts(NamedTuple):
+    """The network, taken apart."""
+
+    options: JointOptions
+    variables: Sequence[jax.Array]
+    constants: Sequence[jax.Array]
+
+    def logits(
+        self,
+        tile: Tile,
+        keys: jax.Array | None,
+        variables: Sequence[jax.Array],
+        encoder_rows: jax.Array,
+        predictor_rows: jax.Array,
+    ) -> jax.Array:
+        """`(boxes, box_frames, box_positions, V)`, from rows of frames and of label positions.
+
+        These may be in the dtype in which gradients are summed.
+        """
+        cells = (*encoder_rows.shape[:2], predictor_rows.shape[1])
+        rows = [
+            jnp.broadcast_to(x, (*cells, x.shape[-1])).reshape(-1, x.shape[-1]).astype(dtype)
+            for x, dtype in (
+                (encoder_rows[:, :, None], self.options.encoder_dtype),
+                (predictor_rows[:, None], self.options.predictor_dtype),
+            )
+        ]
+        if keys is not None:
+            rows.append(self._keys(tile, keys))
+        logits = self.options.joint(variables, self.constants, *rows)
+        return logits.reshape(*cells, -1)
+
+    def _keys(self, tile: Tile, keys: jax.Array) -> jax.Array:
+        """One for each cell, that depends on its utterance's key, its frame and its position."""
+        of_utterance = jax.random.wrap_key_data(keys[tile.utterance], impl=self.options.key_impl)
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+        of_frame = fold(of_utterance, tile.frames)
+        positions = jnp.broadcast_to(
+            tile.positions[:, None], (*tile.frames.shape, tile.positions.shape[1])
+        )
+        return jax.vmap(fold)(of_frame, positions).reshape(-1)
+
+
+def _labels_of(labels: jax.Array, tile: Tile) -> jax.Array:
+    """`(boxes, box_positions)`, any where there is none."""
+    num_labels = labels.shape[-1]
+    if num_labels == 0:
+        return jnp.zeros_like(tile.positions)
+    return labels[tile.utterance[:, None], jnp.minimum(tile.positions, num_labels - 1)]
+
+
+def _arcs_of_tiles(
+    parts: _Parts, encoder: jax.Array, predictor: jax.Array, rest: JointConstants
+) -> tuple[jax.Array, ...]:
+    options = parts.options
+    grid = options.grid(encoder, predictor)
+    if grid.num_boxes == 0:
+        plane = jnp.zeros((*encoder.shape[:2], predictor.shape[1]), options.arcs_dtype)
+        return plane, plane, plane
+    tiles = grid.tiles(grid.with_paths(rest.bounds, options.lattice.topology))
+
+    def one_tile(index: jax.Array, planes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        tile = grid.tile(tiles, index)
+        bounds = grid.bounds(tile, rest.bounds)
+        t, u = (axis_index(2, 1, size) for size in (grid.box_frames, grid.box_positions))
+        in_frame = (bounds[:, 0, None] <= t) & (t < bounds[:, 1, None])
+        in_position = (bounds[:, 2, None] <= u) & (u <= bounds[:, 3, None])
+        logits = parts.logits(
+            tile,
+            rest.keys,
+            parts.variables,
+            _kept(encoder[tile.utterance[:, None], tile.frames], in_frame),
+            _kept(predictor[tile.utterance[:, None], tile.positions], in_position),
+        )
+        arcs = arcs_fwd(options.arcs, logits, _labels_of(rest.labels, tile), bounds)
+        return tuple(grid.store(x, tile, y) for x, y in zip(planes, arcs, strict=True))
+
+    zeros = align_varying_axes(encoder, grid.zeros(options.arcs_dtype))[1]
+    planes = lax.fori_loop(0, tiles.number, one_tile, (zeros, zeros, zeros))
+    return tuple(map(grid.plane, planes))
+
+
+def _gradients_of_tiles(
+    parts: _Parts,
+    num_groups: int,
+    encoder: jax.Array,
+    predictor: jax.Array,
+    rest: JointConstants,
+    denominators: jax.Array,
+    weights: Posteriors,
+    cotangents: jax.Array,
+) -> tuple[jax.Array, ...]:
+    options = parts.options
+    grid = options.grid(encoder, predictor)
+    wide = [for_sums(jnp.zeros_like(x)) for x in (encoder, predictor)]
+    sums = [jnp.zeros((num_groups, *x.shape), x.dtype) for x in parts.variables]
+    wide, sums = jax.tree.map(lambda x: align_varying_axes(encoder, x)[1], (wide, sums))
+    if grid.num_boxes == 0:
+        return (
+            *(x.astype(y.dtype) for x, y in zip(wide, (encoder, predictor), strict=True)),
+            *sums,
+        )
+    smallest = jnp.finfo(options.arcs_dtype).eps ** 2
+    visited = grid.with_any((weights.blank > smallest) | (weights.label > smallest))
+    tiles = grid.tiles(visited, num_groups)
+
+    def one_tile(index: jax.Array, gradients: Any) -> Any:
+        d_encoder, d_predictor, d_variables = gradients
+        tile = grid.tile(tiles, index)
+        tile_denominators, *tile_weights = (grid.load(x, tile) for x in (denominators, *weights))
+        active = (tile_weights[0] != 0) | (tile_weights[1] != 0)
+
+        def logits_of(variables: Any, encoder_rows: jax.Array, predictor_rows: jax.Array) -> Any:
+            return parts.logits(
+                tile,
+                rest.keys,
+                variables,
+                _kept(encoder_rows, jnp.any(active, axis=2)),
+                _kept(predictor_rows, jnp.any(active, axis=1)),
+            )
+
+        frames = tile.utterance[:, None], tile.frames
+        positions = tile.utterance[:, None], tile.positions
+        logits, pullback = jax.vjp(
+            logits_of,
+            list(parts.variables),
+            for_sums(encoder[frames]),
+            for_sums(predictor[positions]),
+        )
+        d_logits = arcs_bwd(
+            options.arcs,
+            *align_varying_axes(
+                logits,
+                _labels_of(rest.labels, tile),
+                tile_denominators,
+                *tile_weights,
+                cotangents[tile.utterance],
+            ),
+        )
+        more_variables, of_frames, of_positions = pullback(d_logits)
+        group = tile.utterance[0] // max(grid.batch // num_groups, 1)
+        d_variables = [
+            x.at[group].add(more) for x, more in zip(d_variables, more_variables, strict=True)
+        ]
+        d_encoder = d_encoder.at[frames].add(of_frames)
+        return d_encoder, d_predictor.at[positions].add(of_positions), d_variables
+
+    d_encoder, d_predictor, d_variables = lax.fori_loop(0, tiles.number, one_tile, (*wide, sums))
+    return d_encoder.astype(encoder.dtype), d_predictor.astype(predictor.dtype), *d_variables
+
+
+def _kept(rows: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask[..., None], rows, 0)
