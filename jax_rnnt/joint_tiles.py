@@ -47,9 +47,9 @@ class JointOptions:
         """For operands with one batch dimension."""
         B, T, _ = encoder.shape
         W = predictor.shape[1]
-        box_frames = min(_BOX[0], T, self.rows_per_tile)
-        box_positions = min(_BOX[1], W, max(self.rows_per_tile // max(box_frames, 1), 1))
-        boxes = max(self.rows_per_tile // max(box_frames * box_positions, 1), 1)
+        box_frames = min(_BOX[0], max(T, 1), self.rows_per_tile)
+        box_positions = min(_BOX[1], W, max(self.rows_per_tile // box_frames, 1))
+        boxes = max(self.rows_per_tile // (box_frames * box_positions), 1)
         grid = BoxGrid(B, T, W, box_frames, box_positions, boxes)
         return replace(grid, boxes_per_tile=max(min(boxes, grid.num_boxes), 1))
 

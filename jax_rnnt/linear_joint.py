@@ -47,7 +47,10 @@ class LinearJoint:
         activation = jnp.tanh if self.activation == "tanh" else jax.nn.relu
         logits = _matmul(activation(encoder_rows + predictor_rows), params["kernel"])
         bias = params.get("bias")
-        return logits if bias is None else logits + bias.astype(logits.dtype)
+        if bias is None:
+            return logits
+        bias = bias.reshape(*[1] * (logits.ndim - 1), -1)  # also where ranks must not be promoted
+        return logits + bias.astype(logits.dtype)
 
 
 @jax.custom_vjp
