@@ -11,8 +11,6 @@ band.png, a picture of the cells that are kept, and costs.json.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 
 from speech.allocator import keep_freed_memory
@@ -20,32 +18,10 @@ from speech.allocator import keep_freed_memory
 BEGIN = time.monotonic()  # Importing takes seconds, too.
 keep_freed_memory()  # Before JAX allocates anything.
 
-from speech.losses import PrunedLoss, exact_loss  # noqa: E402
-from speech.measure import step_cost  # noqa: E402
+from speech.losses import PrunedLoss  # noqa: E402
 from speech.model import ModelConfig  # noqa: E402
-from speech.program import Run, run  # noqa: E402
+from speech.program import run  # noqa: E402
 from speech.report import draw_lattice  # noqa: E402
-from speech.task import BUCKETS  # noqa: E402
-
-
-def compare_costs(finished: Run) -> None:
-    """Print and write what steps with the exact and with the pruned loss cost."""
-    graph, state, recipe, task, out = finished
-    bucket = max(BUCKETS, key=lambda bucket: bucket.frames * bucket.labels * bucket.size)
-    batch = task.data.fullest(bucket)
-    print(
-        f"\nA step with {bucket.size} x {bucket.frames} frames and {bucket.labels} labels:\n"
-        f"{'loss':8}{'ms':>8}{'peak MB':>10}{'temporaries MB':>16}"
-    )
-    costs = {"bucket": dataclasses.asdict(bucket)}
-    for name, loss in (("exact", exact_loss), ("pruned", recipe.loss)):
-        cost = step_cost(graph, dataclasses.replace(recipe, loss=loss), state, batch)
-        costs[name] = cost._asdict()
-        print(
-            f"{name:8}{1000 * cost.seconds:8.1f}{cost.peak_bytes / 1e6:10.1f}"
-            f"{cost.temporary_bytes / 1e6:16.1f}"
-        )
-    (out / "costs.json").write_text(json.dumps(costs, indent=2) + "\n")
 
 
 def main() -> None:
@@ -55,13 +31,12 @@ def main() -> None:
         "pruned",
         BEGIN,
         ModelConfig(simple=True),
-        loss,
+        {"pruned": loss},
     )
     if finished is not None:
         draw_lattice(
             finished.graph, finished.state, finished.task, finished.out / "band.png", loss.s_range
         )
-        compare_costs(finished)
 
 
 if __name__ == "__main__":

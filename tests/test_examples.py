@@ -27,11 +27,11 @@ from speech.alignment import best_path, emission_frames, posterior_lattice  # no
 from speech.batching import Bucket, assemble  # noqa: E402
 from speech.decode import MAX_LABELS_PER_FRAME, greedy  # noqa: E402
 from speech.gru import gru_scan, plain_scan  # noqa: E402
-from speech.losses import PrunedLoss  # noqa: E402
+from speech.losses import PrunedLoss, exact_loss, joint_loss  # noqa: E402
 from speech.metrics import edit_counts, error_rate  # noqa: E402
 from speech.model import CONTEXT, ModelConfig, Transducer, label_contexts  # noqa: E402
 from speech.split import NEAR_DUPLICATE, near_duplicate_groups, split  # noqa: E402
-from speech.task import SpeechTask, prepare  # noqa: E402
+from speech.task import BUCKETS, SpeechTask, prepare  # noqa: E402
 from speech.training import Checkpoints, History, Recipe, initial_state, train  # noqa: E402
 
 
@@ -250,6 +250,16 @@ def test_resumed_training_is_the_same_to_the_bit(task: SpeechTask, tmp_path: Pat
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
+def test_joint_loss_is_the_exact_loss(task: SpeechTask) -> None:
+    """To the rounding of float32, dropout included."""
+    model = Transducer(SMALL, rngs=nnx.Rngs(0))
+    batch = task.data.fullest(BUCKETS[0])
+    found, wanted = (
+        loss(model, batch, nnx.Rngs(dropout=1), jnp.int32(0)) for loss in (joint_loss, exact_loss)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_corpus_falls_back_loudly(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +282,9 @@ def demo(script: str, out: Path, *options: str) -> str:
 
 def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     stopped = demo(
-        "train_speech.py", tmp_path, "--corpus", "synthetic", "--steps", "30", "--stop-at", "15"
+        "train_speech.py",
+        tmp_path,
+        *("--corpus", "synthetic", "--loss", "joint", "--steps", "30", "--stop-at", "15"),
     )
     assert "Stopped after step 15" in stopped and not (tmp_path / "metrics.json").exists()
     finished = demo("train_speech.py", tmp_path, "--resume")
@@ -283,6 +295,8 @@ def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     assert points[-1]["step"] == 30
     assert points[-1]["loss"] < 0.7 * points[0]["loss"]
     assert metrics["cer"]["low"] <= metrics["cer"]["rate"] <= metrics["cer"]["high"]
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    assert 0 < 2 * costs["joint"]["temporary_bytes"] < costs["exact"]["temporary_bytes"]
     for name in ("training.png", "lattice.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Batch, Ranges, each_topology
-from flax import nnx
 from jax.test_util import check_grads
 from joint_cases import (
     B,
@@ -298,6 +297,7 @@ def test_linear_joint(activation: Any, dtype: Any) -> None:
 
 def test_nnx_module() -> None:
     """A Flax NNX module as the joint network: its state is the parameters."""
+    nnx = pytest.importorskip("flax.nnx", reason="NEEDS flax: pip install 'jax-rnnt[examples]'")
     problem = random_problem(15)
     layer = nnx.Linear(D, V, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
     graph, state = nnx.split(layer)

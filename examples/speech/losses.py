@@ -1,4 +1,4 @@
-"""What a model is trained to minimise: the exact loss, or the pruned one."""
+"""What a model is trained to minimise: the exact loss, from stored logits or not, or the pruned."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jax_rnnt import (
     do_rnnt_pruning,
     get_rnnt_prune_ranges,
     rnnt_loss,
+    rnnt_loss_joint,
     rnnt_loss_pruned,
     rnnt_loss_simple,
 )
@@ -35,6 +36,22 @@ def exact_loss(model: Transducer, batch: Batch, rngs: nnx.Rngs, step: jax.Array)
     del step
     logits = model(batch.features, batch.lengths, batch.labels, rngs)
     return rnnt_loss(logits, batch.labels, batch.lengths, batch.label_lengths)
+
+
+def joint_loss(model: Transducer, batch: Batch, rngs: nnx.Rngs, step: jax.Array) -> jax.Array:
+    """The same number; the joint network runs on some cells at a time, and on no padding."""
+    del step
+    encoded = model.encode(batch.features, batch.lengths, rngs)
+    predicted = model.predict(label_contexts(batch.labels))
+    # What the loss is differentiated by comes in as an argument: the layer's parameters, too.
+    layer, params = nnx.split(model.output)
+
+    def join(params: nnx.State, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
+        return nnx.merge(layer, params)(jnp.tanh(encoded + predicted))
+
+    return rnnt_loss_joint(
+        join, params, encoded, predicted, batch.labels, batch.lengths, batch.label_lengths
+    )
 
 
 @dataclasses.dataclass(frozen=True)

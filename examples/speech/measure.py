@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import statistics
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,6 +15,8 @@ import numpy as np
 from flax import nnx
 
 from speech.batching import Batch
+from speech.losses import Loss
+from speech.task import BUCKETS, SpeechTask
 from speech.training import Recipe, TrainState, train_step
 
 
@@ -44,3 +49,29 @@ def step_cost(
         given - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
         memory.temp_size_in_bytes,
     )
+
+
+def compare_costs(
+    losses: dict[str, Loss],
+    graph: nnx.GraphDef,
+    recipe: Recipe,
+    state: TrainState,
+    task: SpeechTask,
+    file: Path,
+) -> None:
+    """Print and write what a step with each loss costs, for the largest bucket."""
+    bucket = max(BUCKETS, key=lambda bucket: bucket.frames * bucket.labels * bucket.size)
+    batch = task.data.fullest(bucket)
+    print(
+        f"\nA step with {bucket.size} x {bucket.frames} frames and {bucket.labels} labels:\n"
+        f"{'loss':8}{'ms':>8}{'peak MB':>10}{'temporaries MB':>16}"
+    )
+    costs = {"bucket": dataclasses.asdict(bucket)}
+    for name, loss in losses.items():
+        cost = step_cost(graph, dataclasses.replace(recipe, loss=loss), state, batch)
+        costs[name] = cost._asdict()
+        print(
+            f"{name:8}{1000 * cost.seconds:8.1f}{cost.peak_bytes / 1e6:10.1f}"
+            f"{cost.temporary_bytes / 1e6:16.1f}"
+        )
+    file.write_text(json.dumps(costs, indent=2) + "\n")

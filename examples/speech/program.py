@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from flax import nnx
 
 from speech.losses import Loss, exact_loss
+from speech.measure import compare_costs
 from speech.model import ModelConfig, Transducer
 from speech.report import report
 from speech.task import SpeechTask, prepare
@@ -39,9 +41,10 @@ class Settings:
     corpus: str
     steps: int
     seed: int
+    loss: str
 
 
-def arguments(description: str, name: str) -> argparse.Namespace:
+def arguments(description: str, name: str, losses: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--corpus",
@@ -65,6 +68,7 @@ def arguments(description: str, name: str) -> argparse.Namespace:
     length.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
     length.add_argument("--minutes", type=float, help="as many steps as fit, all told")
     parser.add_argument("--seed", type=int, default=0, help="of split, data and model")
+    parser.add_argument("--loss", choices=list(losses), default=next(iter(losses)))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--stop-at", type=int, help="stop after this step, as if interrupted")
     return parser.parse_args()
@@ -81,21 +85,25 @@ class Run(NamedTuple):
 
 
 def run(
-    description: str, name: str, begin: float, config: ModelConfig, loss: Loss = exact_loss
+    description: str, name: str, begin: float, config: ModelConfig, losses: dict[str, Loss]
 ) -> Run | None:
     """Train and evaluate as the command line says; None if it was to stop before the end.
 
-    `name`: of the directory in runs/; `begin`: when the program started.
+    At the end, a step with another loss than the exact one is measured beside one with that.
+
+    `name`: of the directory in runs/; `begin`: when the program started; `losses`: to choose from,
+    the first one by default.
     """
-    options = arguments(description, name)
+    options = arguments(description, name, losses)
     settings_file = options.out / "settings.json"
     if options.resume:
         if not settings_file.exists():
             raise SystemExit(f"--resume: there is no run in {options.out}")
         settings = Settings(**json.loads(settings_file.read_text()))
     else:
-        settings = Settings(options.corpus, options.steps, options.seed)
+        settings = Settings(options.corpus, options.steps, options.seed, options.loss)
 
+    loss = losses[settings.loss]
     recipe = Recipe(seed=settings.seed, loss=loss)
     task = prepare(
         settings.corpus, options.cache, subsampling=config.subsampling, seed=settings.seed
@@ -135,4 +143,7 @@ def run(
         print(f"Stopped after step {int(state.step)}; go on with --resume")
         return None
     report(graph, state, task, history, options.out, begin)
+    if loss is not exact_loss:
+        both = {"exact": exact_loss, settings.loss: loss}
+        compare_costs(both, graph, recipe, state, task, options.out / "costs.json")
     return Run(graph, state, recipe, task, options.out)
