@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from .arc_terms import rnnt_loss_from_arc_terms
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
+from .label_windows import label_windows_from_frames
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
@@ -16,6 +17,7 @@ __all__ = [
     "check_inputs",
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
+    "label_windows_from_frames",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",

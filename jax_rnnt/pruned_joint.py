@@ -15,6 +15,7 @@ from jax import lax
 from . import validation_pruning
 from ._native.jax_versions import align_varying_axes
 from .bounds import Sizes
+from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
 from .reduction import negative, reduce_losses
@@ -55,6 +56,7 @@ def rnnt_loss_pruned_joint(
     clamp: float | None = None,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -84,8 +86,8 @@ def rnnt_loss_pruned_joint(
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
         it so that their logits are a few MB.
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
-        delay_penalty, clamp, logit_begins, label_begins, reduction, where, implementation, check:
-        as in `rnnt_loss_pruned`.
+        delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss_pruned`.
 
     Returns:
       As `rnnt_loss_pruned`; also the gradients by `params`, `encoder_out` and `predictor_out` are
@@ -108,7 +110,7 @@ def rnnt_loss_pruned_joint(
     )
     ranges, utterances, arcs_options, lattice_options, reduction = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         ranges,
         (blank_id, normalization, clamp, implementation),
         (topology, False, delay_penalty, fastemit_lambda, implementation),
@@ -121,9 +123,7 @@ def rnnt_loss_pruned_joint(
     dtype = accumulator_dtype(logits.dtype)
     options = _Options(joint_fn, frames, sizes, dtype, arcs_options, lattice_options)
     band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id))
-    operands, structure = jax.tree.flatten((params, encoder, predictor, band))
-    params, encoder, predictor, band = structure.unflatten(align_varying_axes(*operands))
-    loss: Any = _loss(options, params, encoder, predictor, band)
+    loss: Any = _loss(options, *align_varying_axes(params, encoder, predictor, band))
     return reduce_losses(loss, reduction, utterances.where)
 
 
@@ -134,6 +134,7 @@ class _Band(NamedTuple):
     frame_bounds: jax.Array
     starts: jax.Array
     bounds: jax.Array
+    mask: jax.Array | None
 
     def ranges(self) -> jax.Array:
         """`(*batch, T, S)`, all in range."""
@@ -211,7 +212,7 @@ def _arcs(
     ranges = band.ranges()
     planes = (_zeros_like(band.labels, options.dtype),) * 3
     (blank, label, denominators), _ = lax.scan(one_tile, planes, options.tile_begins())
-    return blank, label, denominators
+    return blank, only_allowed(label, band.mask), denominators
 
 
 def _loss_bwd(options, residuals, cotangents):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from .validation import (
     is_known,
     raise_or_checkify,
     sizes_of,
+    whole_number,
 )
 
 
@@ -40,16 +40,13 @@ def posterior_planes(posteriors: Any) -> tuple[jax.Array, jax.Array, Sizes]:
 
 def s_range_of(s_range: Any, num_labels: int, topology: Topology) -> int:
     """How many label positions a band has in each frame, if labels can get through it."""
-    if isinstance(s_range, bool) or not isinstance(s_range, Integral):
-        raise TypeError(f"s_range is {s_range!r}; expected a Python integer, which is static.")
-    if s_range < 1:
-        raise ValueError(f"s_range is {s_range}; expected s_range >= 1.")
+    s_range = whole_number("s_range", s_range, minimum=1)
     if s_range == 1 and topology != "modified" and num_labels > 0:
         raise ValueError(
             f"s_range is 1 with topology {topology!r}, where an alignment needs both ends of a "
             "label arc in the same frame; expected s_range >= 2. Only 'modified' can do with 1."
         )
-    return int(s_range)
+    return s_range
 
 
 def band_sizes(logits_shape: tuple[int, ...], labels: Any, ranges: Any) -> tuple[Sizes, Array]:
@@ -141,13 +138,7 @@ def frames_per_tile_of(frames_per_tile: Any) -> int | None:
     """How many frames are computed at a time, or None for a choice."""
     if frames_per_tile is None:
         return None
-    if isinstance(frames_per_tile, bool) or not isinstance(frames_per_tile, Integral):
-        raise TypeError(
-            f"frames_per_tile is {frames_per_tile!r}; expected a Python integer, which is static."
-        )
-    if frames_per_tile < 1:
-        raise ValueError(f"frames_per_tile is {frames_per_tile}; expected frames_per_tile >= 1.")
-    return int(frames_per_tile)
+    return whole_number("frames_per_tile", frames_per_tile, minimum=1)
 
 
 def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: bool) -> Array:
