@@ -245,6 +245,23 @@ def reduction_of(reduction: Any) -> Reduction:
     return one_of("reduction", reduction, Reduction)
 
 
+def check_paddings(paddings: Array) -> None:
+    """Raises ValueError if known paddings are not zeros and then ones."""
+    if not is_known(paddings):
+        return
+    values = np.asarray(jax.device_get(paddings))
+    good = (values == 0) | (values == 1)
+    raise_or_checkify(good, "paddings", values, "1 where padded and 0 elsewhere")
+    good = (values[..., :-1] == 0) | (values[..., 1:] != 0)
+    expected = "1 as before it: padding is at the end"
+    raise_or_checkify(
+        np.pad(good, [(0, 0)] * (good.ndim - 1) + [(1, 0)], constant_values=True),
+        "paddings",
+        values,
+        expected,
+    )
+
+
 # What is wrong with one value, where, and what was expected: (good, name, values, expectation).
 _Check = tuple[Any, str, Any, str]
 
