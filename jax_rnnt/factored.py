@@ -131,7 +131,7 @@ def rnnt_loss_simple(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
     """
-    return _checked_loss(
+    return checked_loss(
         (am, lm),
         (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (blank_id, normalization, None, implementation),
@@ -253,7 +253,7 @@ def rnnt_loss_smoothed(
         normalization and for scales out of range.
     """
     smoothing = validation_factored.smoothing(lm_only_scale, am_only_scale, normalization)
-    return _checked_loss(
+    return checked_loss(
         (am, lm),
         (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (blank_id, normalization, None, implementation),
@@ -275,7 +275,7 @@ class _Options:
     return_posteriors: bool
 
 
-def _checked_loss(
+def checked_loss(
     scores: tuple[Any, Any],
     utterance_arguments: tuple[Any, ...],
     arcs_arguments: tuple[Any, ...],
