@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes
 from .bounds import Utterances, labels_and_bounds
+from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
@@ -32,6 +33,7 @@ def rnnt_loss_from_arc_terms(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -51,7 +53,8 @@ def rnnt_loss_from_arc_terms(
       label_terms: N arrays of the same shape and dtype, for the label arcs; the last column is
         ignored.
       logit_lengths, label_lengths, topology, final_blank, fastemit_lambda, delay_penalty,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss_from_arcs`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_from_arcs`.
       reduction: as in `rnnt_loss`, for each term by itself.
 
     Returns:
@@ -66,7 +69,14 @@ def rnnt_loss_from_arc_terms(
     blanks, labels = validation_factored.arc_terms(blank_terms, label_terms)
     sizes = validation.sizes_of("blank_terms[0]", blanks[0].shape, 2)
     utterances = validation.utterances_of(
-        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
+        sizes,
+        None,
+        logit_lengths,
+        label_lengths,
+        logit_begins,
+        label_begins,
+        where,
+        label_windows,
     )
     options = validation.lattice_options(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
@@ -86,6 +96,8 @@ def _reduced_losses(
 ) -> jax.Array:
     sizes = validation.sizes_of("blank_terms[0]", blanks[0].shape, 2)
     _, bounds = labels_and_bounds(blanks[0], sizes, utterances, None)
+    mask = label_mask(blanks[0], sizes, utterances)
+    labels = tuple(only_allowed(x, mask) for x in labels)
     dtype, count = accumulator_dtype(blanks[0].dtype), len(blanks)
     operands = align_varying_axes(*(x.astype(dtype) for x in (*blanks, *labels)), bounds)
     losses: Any = _losses(options, operands[:count], operands[count:-1], operands[-1])

@@ -35,12 +35,14 @@ class Utterances:
     logit_begins: Array | None
     label_begins: Array | None
     where: Array | None
+    label_windows: Array | None = None  # (*batch, U, 2)
 
 
 jax.tree_util.register_dataclass(
     Utterances,
     data_fields=[
         "labels", "logit_lengths", "label_lengths", "logit_begins", "label_begins", "where",
+        "label_windows",
     ],
     meta_fields=[],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes
 from .bounds import Utterances, labels_and_bounds
 from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
+from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .reduction import negative, reduce_losses
 from .smoothed_arcs import smoothed_arcs_bwd, smoothed_arcs_fwd
@@ -46,6 +47,7 @@ def rnnt_loss_simple(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -70,6 +72,7 @@ def rnnt_loss_simple(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -93,6 +96,7 @@ def rnnt_loss_simple(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -117,7 +121,7 @@ def rnnt_loss_simple(
       implementation: of the recursion over the arcs, as in `rnnt_loss`; the matrix products are
         XLA's in every case, and have first derivatives in reverse mode only.
       logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
-        logit_begins, label_begins, reduction, where, check: as in `rnnt_loss`.
+        logit_begins, label_begins, label_windows, reduction, where, check: as in `rnnt_loss`.
 
     Returns:
       The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`, posteriors as
@@ -127,9 +131,9 @@ def rnnt_loss_simple(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
     """
-    return _checked_loss(
+    return checked_loss(
         (am, lm),
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (blank_id, normalization, None, implementation),
         (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         None,
@@ -158,6 +162,7 @@ def rnnt_loss_smoothed(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -184,6 +189,7 @@ def rnnt_loss_smoothed(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -209,6 +215,7 @@ def rnnt_loss_smoothed(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -234,7 +241,7 @@ def rnnt_loss_smoothed(
         `rnnt_loss_simple`.
       normalization: `"softmax"`, the only one that is defined here.
       logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
-        logit_begins, label_begins, reduction, where, implementation, check: as in
+        logit_begins, label_begins, label_windows, reduction, where, implementation, check: as in
         `rnnt_loss_simple`.
 
     Returns:
@@ -246,9 +253,9 @@ def rnnt_loss_smoothed(
         normalization and for scales out of range.
     """
     smoothing = validation_factored.smoothing(lm_only_scale, am_only_scale, normalization)
-    return _checked_loss(
+    return checked_loss(
         (am, lm),
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (blank_id, normalization, None, implementation),
         (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         smoothing,
@@ -268,7 +275,7 @@ class _Options:
     return_posteriors: bool
 
 
-def _checked_loss(
+def checked_loss(
     scores: tuple[Any, Any],
     utterance_arguments: tuple[Any, ...],
     arcs_arguments: tuple[Any, ...],
@@ -307,23 +314,31 @@ def _reduced_loss(
     sizes = validation_factored.factored_sizes(am.shape, lm.shape)
     labels, bounds = labels_and_bounds(am, sizes, utterances, options.arcs.blank_id)
     assert labels is not None
-    result: Any = _loss(options, *align_varying_axes(am, lm, labels, bounds))
+    mask = label_mask(am, sizes, utterances)
+    result: Any = _loss(options, *align_varying_axes(am, lm, labels, bounds, mask))
     loss, posteriors = result
     return reduce_losses(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    options: _Options, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
+    options: _Options,
+    am: jax.Array,
+    lm: jax.Array,
+    labels: jax.Array,
+    bounds: jax.Array,
+    mask: jax.Array | None,
 ) -> tuple[jax.Array, Posteriors | None]:
     if options.return_posteriors:
-        return _loss_fwd(options, am, lm, labels, bounds)[0]
+        return _loss_fwd(options, am, lm, labels, bounds, mask)[0]
     blank, label, _ = _arcs(options, am, lm, labels, bounds)
+    label = only_allowed(label, mask)
     return negative(lattice_score(options.lattice, blank, label, bounds)), None
 
 
-def _loss_fwd(options, am, lm, labels, bounds):
+def _loss_fwd(options, am, lm, labels, bounds, mask):
     blank, label, denominators = _arcs(options, am, lm, labels, bounds)
+    label = only_allowed(label, mask)
     log_likelihood, posteriors = lattice(options.lattice, blank, label, bounds)
     result = negative(log_likelihood), posteriors if options.return_posteriors else None
     finite = jnp.isfinite(log_likelihood)
@@ -342,7 +357,7 @@ def _loss_bwd(options, residuals, cotangents):
         gradients = smoothed_arcs_bwd(
             options.arcs, options.smoothing, am, lm, labels, bounds, *operands
         )
-    return *gradients, None, None
+    return *gradients, None, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)

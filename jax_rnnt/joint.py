@@ -13,6 +13,7 @@ from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
 from .bounds import Sizes, labels_and_bounds
 from .joint_function import JointCallable, take_apart
 from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
+from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
@@ -48,6 +49,7 @@ def rnnt_loss_joint(
     clamp: float | None = None,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -81,8 +83,8 @@ def rnnt_loss_joint(
       rows_per_tile: how many cells to compute at a time. Static; None chooses it so that their
         logits are a few MB.
       logit_lengths, label_lengths, blank_id, topology, normalization, final_blank, fastemit_lambda,
-        delay_penalty, clamp, logit_begins, label_begins, reduction, where, implementation, check:
-        as in `rnnt_loss`. `clamp` bounds the gradient by the logits.
+        delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss`. `clamp` bounds the gradient by the logits.
 
     Returns:
       As `rnnt_loss`. Gradients in reverse mode, once, by `params`, `encoder_out` and
@@ -97,11 +99,21 @@ def rnnt_loss_joint(
     encoder, predictor, sizes = validation_joint.joint_operands(encoder_out, predictor_out)
     params = jax.tree.map(jnp.asarray, params)
     keys, key_impl = validation_joint.row_keys(rng, sizes.batch)
-    logits, closed_over = validation_joint.logits_of_rows(joint_fn, params, encoder, predictor, rng)
+    rows = [jax.ShapeDtypeStruct((2, x.shape[-1]), x.dtype) for x in (encoder, predictor)]
+    if rng is not None:
+        rows.append(jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=key_impl))))
+    logits, closed_over = validation_joint.traced_logits(joint_fn, (2,), "(n, V)", params, *rows)
     joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
     sizes = Sizes(sizes.batch, sizes.T, sizes.U, logits.shape[-1])
     utterances = validation.utterances_of(
-        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+        sizes,
+        labels,
+        logit_lengths,
+        label_lengths,
+        logit_begins,
+        label_begins,
+        where,
+        label_windows,
     )
     assert sizes.V is not None
     arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
@@ -109,7 +121,9 @@ def rnnt_loss_joint(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
     )
     reduction = validation.reduction_of(reduction)
-    rows_per_tile = validation_joint.positive_size("rows_per_tile", rows_per_tile)
+    if rows_per_tile is None:
+        rows_per_tile = _rows_per_tile(logits, encoder.shape[-1], predictor.shape[-1])
+    rows_per_tile = validation.whole_number("rows_per_tile", rows_per_tile, minimum=1)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
 
     targets, bounds = labels_and_bounds(encoder, sizes, utterances, arcs_options.blank_id)
@@ -119,7 +133,7 @@ def rnnt_loss_joint(
     )
     options = JointOptions(
         joint,
-        rows_per_tile or _rows_per_tile(logits, encoder.shape[-1], predictor.shape[-1]),
+        rows_per_tile,
         encoder.dtype,
         predictor.dtype,
         accumulator_dtype(logits.dtype),
@@ -127,11 +141,11 @@ def rnnt_loss_joint(
         arcs_options,
         lattice_options,
     )
-    operands, structure = jax.tree.flatten(
-        (variables, constants, encoder, predictor, JointConstants(targets, bounds, keys))
-    )
-    aligned = structure.unflatten(align_varying_axes(*operands))
-    loss: Any = _loss(options, aligned[0], [*aligned[1], *closed_over], *aligned[2:])
+    rest = JointConstants(targets, bounds, keys)
+    mask = label_mask(encoder, sizes, utterances)
+    operands = variables, constants, encoder, predictor, rest, mask
+    variables, constants, *others = align_varying_axes(*operands)
+    loss: Any = _loss(options, variables, [*constants, *closed_over], *others)
     return reduce_losses(loss, reduction, utterances.where)
 
 
@@ -150,14 +164,17 @@ def _loss(
     encoder: jax.Array,
     predictor: jax.Array,
     rest: JointConstants,
+    mask: jax.Array | None,
 ) -> jax.Array:
     blank, label, _ = joint_arcs(options, variables, constants, encoder, predictor, rest)
+    label = only_allowed(label, mask)
     return negative(lattice_score(options.lattice, blank, label, rest.bounds))
 
 
-def _loss_fwd(options, variables, constants, encoder, predictor, rest):
+def _loss_fwd(options, variables, constants, encoder, predictor, rest, mask):
     operands = variables, constants, encoder, predictor, rest
     blank, label, denominators = joint_arcs(options, *operands)
+    label = only_allowed(label, mask)
     log_likelihood, posteriors = lattice(options.lattice, blank, label, rest.bounds)
     return negative(log_likelihood), (operands, denominators, posteriors)
 
@@ -169,7 +186,7 @@ def _loss_bwd(options, residuals, cotangents):
         options, variables, constants, encoder, predictor, rest, denominators, weights, cotangents
     )
     d_encoder, d_predictor, *d_variables = gradients
-    return d_variables, None, d_encoder, d_predictor, None
+    return d_variables, None, d_encoder, d_predictor, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)

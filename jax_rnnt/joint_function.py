@@ -75,7 +75,7 @@ def _leaf(x: jax.Array) -> _Leaf:
 
 
 def take_apart(
-    function: JointCallable, params: Any, closed_over: Sequence[Any]
+    function: JointCallable, params: Any, closed_over: Sequence[jax.Array] = ()
 ) -> tuple[JointFunction, list[jax.Array], list[jax.Array], list[jax.Array]]:
     """The network, its variables, its constants and what it closes over, in the order of tracing.
 

@@ -12,6 +12,7 @@ from . import validation
 from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, labels_and_bounds
+from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
@@ -42,6 +43,7 @@ def rnnt_loss(
     clamp: float | None = None,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -76,6 +78,9 @@ def rnnt_loss(
         cotangent, to +-clamp. None or <= 0 is off. Static.
       logit_begins, label_begins: `(*batch,)` integers: first frame and first label of each
         utterance (0 by default); lengths stay absolute ends.
+      label_windows: `(*batch, U, 2)` integers: first frame and end, which is exclusive, in which
+        each label may be emitted (arXiv 2011.03072), any frame if None. Windows may reach beyond
+        the utterance. `label_windows_from_frames` makes them from an alignment.
       reduction: `"none"`, `"mean"` over the utterances that `where` keeps, or `"sum"`.
       where: `(*batch,)` bool: utterances to keep; the others have loss and gradient zero.
       implementation: `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform
@@ -87,10 +92,11 @@ def rnnt_loss(
       `(*batch,)` losses in float32 (float64 for float64 logits), or a scalar. Gradients have the
       dtype of the logits.
 
-      An utterance without any alignment (modified with more labels than frames, all paths -inf) has
-      loss +inf; one with NaN or +inf in a score that an alignment uses, or with bad lengths or
-      labels that could not be checked, NaN. Both have gradient zero, and no effect on others. No
-      frames and no labels give loss 0. Padding has no effect and gets gradient zero.
+      An utterance without any alignment (modified with more labels than frames, windows that no
+      alignment fits, all paths -inf) has loss +inf; one with NaN or +inf in a score that an
+      alignment uses, or with bad lengths or labels that could not be checked, NaN. Both have
+      gradient zero, and no effect on others. No frames and no labels give loss 0. Padding has no
+      effect and gets gradient zero.
 
       Arcs with log-probability below -2e7 count as -inf, those above 1e6 as NaN, and prefixes of
       alignments 5e8 nats (in float32) below the likeliest of the same frame may count as
@@ -105,7 +111,14 @@ def rnnt_loss(
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
     utterances = validation.utterances_of(
-        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+        sizes,
+        labels,
+        logit_lengths,
+        label_lengths,
+        logit_begins,
+        label_begins,
+        where,
+        label_windows,
     )
     assert sizes.V is not None
     arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
@@ -131,6 +144,7 @@ def rnnt_loss_from_arcs(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -152,6 +166,7 @@ def rnnt_loss_from_arcs(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -172,6 +187,7 @@ def rnnt_loss_from_arcs(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -186,7 +202,8 @@ def rnnt_loss_from_arcs(
         ignored.
       return_posteriors: also return the arc posteriors. They are constants to differentiation.
       logit_lengths, label_lengths, topology, final_blank, fastemit_lambda, delay_penalty,
-        logit_begins, label_begins, reduction, where, implementation, check: as in `rnnt_loss`.
+        logit_begins, label_begins, label_windows, reduction, where, implementation, check: as in
+        `rnnt_loss`.
 
     Returns:
       The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`. Posteriors
@@ -201,7 +218,14 @@ def rnnt_loss_from_arcs(
     label = validation.like("label_log_probs", label_log_probs, "blank_log_probs", blank)
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
     utterances = validation.utterances_of(
-        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
+        sizes,
+        None,
+        logit_lengths,
+        label_lengths,
+        logit_begins,
+        label_begins,
+        where,
+        label_windows,
     )
     options = validation.lattice_options(
         topology, final_blank, delay_penalty, fastemit_lambda, implementation
@@ -224,6 +248,7 @@ def check_inputs(
     blank_id: int = 0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
 ) -> None:
     """Raises the errors of `rnnt_loss` for bad values, also inside transformations.
@@ -234,8 +259,8 @@ def check_inputs(
 
     Args:
       logits: only their shape, `(*batch, T, U+1, V)`, and dtype are looked at.
-      labels, logit_lengths, label_lengths, blank_id, logit_begins, label_begins, where: as in
-        `rnnt_loss`.
+      labels, logit_lengths, label_lengths, blank_id, logit_begins, label_begins, where,
+        label_windows: as in `rnnt_loss`.
 
     Raises:
       TypeError, ValueError: as `rnnt_loss`.
@@ -243,7 +268,14 @@ def check_inputs(
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
     utterances = validation.utterances_of(
-        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+        sizes,
+        labels,
+        logit_lengths,
+        label_lengths,
+        logit_begins,
+        label_begins,
+        where,
+        label_windows,
     )
     assert sizes.V is not None
     validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.V))
@@ -260,7 +292,8 @@ def _rnnt_loss(
     sizes = validation.sizes_of("logits", logits.shape, 3)
     labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
     assert labels is not None
-    operands = align_varying_axes(logits, labels, bounds)
+    mask = label_mask(logits, sizes, utterances)
+    operands = align_varying_axes(logits, labels, bounds, mask)
     loss: Any = _dense_loss(arcs_options, lattice_options, *operands)
     return reduce_losses(loss, reduction, utterances.where)
 
@@ -272,13 +305,16 @@ def _dense_loss(
     logits: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
+    mask: jax.Array | None,
 ) -> jax.Array:
     blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
+    label = only_allowed(label, mask)
     return negative(lattice_score(lattice_options, blank, label, bounds))
 
 
-def _dense_loss_fwd(arcs_options, lattice_options, logits, labels, bounds):
+def _dense_loss_fwd(arcs_options, lattice_options, logits, labels, bounds, mask):
     blank, label, denominators = arcs_fwd(arcs_options, logits, labels, bounds)
+    label = only_allowed(label, mask)
     log_likelihood, posteriors = lattice(lattice_options, blank, label, bounds)
     return negative(log_likelihood), (logits, labels, denominators, posteriors)
 
@@ -287,7 +323,7 @@ def _dense_loss_bwd(arcs_options, lattice_options, residuals, cotangents):
     logits, labels, denominators, posteriors = residuals
     weights = gradient_weights(lattice_options, posteriors)
     operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
-    return arcs_bwd(arcs_options, *operands), None, None
+    return arcs_bwd(arcs_options, *operands), None, None, None
 
 
 _dense_loss.defvjp(_dense_loss_fwd, _dense_loss_bwd)
@@ -305,6 +341,7 @@ def _rnnt_loss_from_arcs(
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
     _, bounds = labels_and_bounds(blank, sizes, utterances, None)
     dtype = accumulator_dtype(blank.dtype)
+    label = only_allowed(label, label_mask(blank, sizes, utterances))
     operands = align_varying_axes(blank.astype(dtype), label.astype(dtype), bounds)
     result: Any = _arcs_loss(options, return_posteriors, *operands)
     loss, posteriors = result

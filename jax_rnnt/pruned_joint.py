@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import validation_pruning
+from . import validation, validation_joint, validation_pruning
 from ._native.jax_versions import align_varying_axes
 from .bounds import Sizes
+from .joint_function import JointCallable, JointFunction, for_sums, take_apart
+from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
 from .reduction import negative, reduce_losses
@@ -30,14 +31,12 @@ from .types import (
     Topology,
 )
 
-JointFunction = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
 _TILE_BYTES = 4 * 2**20
 """Of the logits of a tile: enough for matrix products to be fast, too little to matter."""
 
 
 def rnnt_loss_pruned_joint(
-    joint_fn: JointFunction,
+    joint_fn: JointCallable,
     params: Any,
     encoder_out: Array,
     predictor_out: Array,
@@ -55,6 +54,7 @@ def rnnt_loss_pruned_joint(
     clamp: float | None = None,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -73,9 +73,9 @@ def rnnt_loss_pruned_joint(
       joint_fn: `(params, encoder_rows, predictor_rows) -> logits` maps rows `(*batch, n, S, D1)`
         and `(*batch, n, S, D2)`, for some n, to logits `(*batch, n, S, V)`, each row for itself: no
         row may depend on another, or on randomness that is not in the rows or in `params`. All that
-        it is to be differentiated by has to come in as an argument: to close over a value that is
-        traced for differentiation is an error (JAX's `UnexpectedTracerError`). In the backward
-        pass, rows of cells that do not count are zeros; its derivative has to be finite there.
+        the loss is to be differentiated by has to come in as an argument: to close over a traced
+        value is an error. In the backward pass, rows of cells that do not count are zeros; its
+        derivative has to be finite there.
       params: any pytree of arrays. Gradients of floating-point leaves are summed in float32 (or
         float64) and returned in the leaf's dtype; other leaves have none.
       encoder_out: `(*batch, T, D1)` floating point.
@@ -84,8 +84,8 @@ def rnnt_loss_pruned_joint(
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
         it so that their logits are a few MB.
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
-        delay_penalty, clamp, logit_begins, label_begins, reduction, where, implementation, check:
-        as in `rnnt_loss_pruned`.
+        delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss_pruned`.
 
     Returns:
       As `rnnt_loss_pruned`; also the gradients by `params`, `encoder_out` and `predictor_out` are
@@ -99,16 +99,16 @@ def rnnt_loss_pruned_joint(
         encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
     )
     params = jax.tree.map(jnp.asarray, params)
-    logits = validation_pruning.joint_logits(
-        jax.eval_shape(
-            lambda params, *operands: joint_fn(params, *do_rnnt_pruning(*operands)),
-            *(params, encoder, predictor, ranges),
-        ),
+    logits, _ = validation_joint.traced_logits(
+        lambda params, *operands: joint_fn(params, *do_rnnt_pruning(*operands)),
         ranges.shape,
+        "(*batch, T, S, V)",
+        *(params, encoder, predictor, ranges),
     )
+    joint, variables, constants, _ = take_apart(joint_fn, params)
     ranges, utterances, arcs_options, lattice_options, reduction = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         ranges,
         (blank_id, normalization, clamp, implementation),
         (topology, False, delay_penalty, fastemit_lambda, implementation),
@@ -117,13 +117,19 @@ def rnnt_loss_pruned_joint(
     )
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
     validation_pruning.check_positions("predictor_out", predictor.shape, sizes.U)
-    frames = _frames_of_tile(validation_pruning.frames_per_tile_of(frames_per_tile), logits)
-    dtype = accumulator_dtype(logits.dtype)
-    options = _Options(joint_fn, frames, sizes, dtype, arcs_options, lattice_options)
+    if frames_per_tile is not None:
+        validation.whole_number("frames_per_tile", frames_per_tile, minimum=1)
+    options = _Options(
+        joint,
+        _frames_of_tile(frames_per_tile, logits),
+        sizes,
+        accumulator_dtype(logits.dtype),
+        arcs_options,
+        lattice_options,
+    )
     band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id))
-    operands, structure = jax.tree.flatten((params, encoder, predictor, band))
-    params, encoder, predictor, band = structure.unflatten(align_varying_axes(*operands))
-    loss: Any = _loss(options, params, encoder, predictor, band)
+    operands = align_varying_axes(variables, constants, encoder, predictor, band)
+    loss: Any = _loss(options, *operands)
     return reduce_losses(loss, reduction, utterances.where)
 
 
@@ -134,6 +140,7 @@ class _Band(NamedTuple):
     frame_bounds: jax.Array
     starts: jax.Array
     bounds: jax.Array
+    mask: jax.Array | None
 
     def ranges(self) -> jax.Array:
         """`(*batch, T, S)`, all in range."""
@@ -145,7 +152,7 @@ class _Band(NamedTuple):
 class _Options:
     """What is static about a loss."""
 
-    joint_fn: JointFunction
+    joint: JointFunction
     frames_per_tile: int
     sizes: Sizes
     dtype: Any  # of arcs
@@ -178,31 +185,42 @@ def _frames_of_tile(frames_per_tile: int | None, logits: jax.ShapeDtypeStruct) -
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    options: _Options, params: Any, encoder: jax.Array, predictor: jax.Array, band: _Band
+    options: _Options,
+    variables: list[jax.Array],
+    constants: list[jax.Array],
+    encoder: jax.Array,
+    predictor: jax.Array,
+    band: _Band,
 ) -> jax.Array:
-    blank, label, _ = _arcs(options, params, encoder, predictor, band)
+    blank, label, _ = _arcs(options, variables, constants, encoder, predictor, band)
     score = banded_lattice_score(
         options.lattice, options.sizes.U, blank, label, band.starts, band.bounds
     )
     return negative(score)
 
 
-def _loss_fwd(options, params, encoder, predictor, band):
-    blank, label, denominators = _arcs(options, params, encoder, predictor, band)
+def _loss_fwd(options, variables, constants, encoder, predictor, band):
+    operands = variables, constants, encoder, predictor, band
+    blank, label, denominators = _arcs(options, *operands)
     log_likelihood, posteriors = banded_lattice(
         options.lattice, options.sizes.U, blank, label, band.starts, band.bounds
     )
-    return negative(log_likelihood), (params, encoder, predictor, band, denominators, posteriors)
+    return negative(log_likelihood), (operands, denominators, posteriors)
 
 
 def _arcs(
-    options: _Options, params: Any, encoder: jax.Array, predictor: jax.Array, band: _Band
+    options: _Options,
+    variables: list[jax.Array],
+    constants: list[jax.Array],
+    encoder: jax.Array,
+    predictor: jax.Array,
+    band: _Band,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Blank arcs, label arcs and denominators, each `(*batch, T, S)`."""
 
     def one_tile(planes: tuple[jax.Array, ...], begin: jax.Array) -> Any:
         tile = options.tile(encoder, begin), predictor, options.tile(ranges, begin)
-        logits = options.joint_fn(params, *do_rnnt_pruning(*tile))
+        logits = options.joint(variables, constants, *do_rnnt_pruning(*tile))
         labels, frame_bounds = (options.tile(x, begin) for x in (band.labels, band.frame_bounds))
         arcs = band_arcs_fwd(options.arcs, logits, labels, frame_bounds)
         pairs = zip(planes, arcs, strict=True)
@@ -211,16 +229,14 @@ def _arcs(
     ranges = band.ranges()
     planes = (_zeros_like(band.labels, options.dtype),) * 3
     (blank, label, denominators), _ = lax.scan(one_tile, planes, options.tile_begins())
-    return blank, label, denominators
+    return blank, only_allowed(label, band.mask), denominators
 
 
 def _loss_bwd(options, residuals, cotangents):
-    params, encoder, predictor, band, denominators, posteriors = residuals
+    (variables, constants, encoder, predictor, band), denominators, posteriors = residuals
     weights = gradient_weights(options.lattice, posteriors)
     ranges = band.ranges()
-    # As the gradients are summed in; their tiles' gradients then have this dtype, too.
-    variables = [_for_sums(x) for x in jax.tree.leaves(params) if _varies(x)]
-    wide_predictor = _for_sums(predictor)
+    wide_predictor = for_sums(predictor)
 
     def logits_of(
         ranges: jax.Array,
@@ -231,8 +247,7 @@ def _loss_bwd(options, residuals, cotangents):
     ) -> jax.Array:
         am, lm = do_rnnt_pruning(encoder, wide_predictor, ranges)
         am, lm = (jnp.where(active[..., None], x, 0) for x in (am, lm))
-        replaced = _with_variables(params, variables)
-        return options.joint_fn(replaced, am, lm.astype(predictor.dtype))
+        return options.joint(variables, constants, am, lm.astype(predictor.dtype))
 
     def one_tile(gradients: Any, begin: jax.Array) -> Any:
         d_variables, d_encoder, d_predictor = gradients
@@ -260,31 +275,10 @@ def _loss_bwd(options, residuals, cotangents):
     (d_variables, d_encoder, d_predictor), _ = lax.scan(
         one_tile, zeros, options.tile_begins(), reverse=True
     )
-    d_params = jax.tree.map(
-        lambda x, gradient: gradient if _varies(x) else None,
-        params,
-        _with_variables(params, d_variables),
-    )
-    return d_params, d_encoder, d_predictor.astype(predictor.dtype), None
+    return d_variables, None, d_encoder, d_predictor.astype(predictor.dtype), None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
-
-
-def _varies(x: jax.Array) -> bool:
-    """Whether there is a gradient by a leaf of the parameters."""
-    return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def _with_variables(params: Any, variables: list[jax.Array]) -> Any:
-    """Parameters with the leaves that vary replaced, in the dtypes that they had."""
-    rest = iter(variables)
-    return jax.tree.map(lambda x: next(rest).astype(x.dtype) if _varies(x) else x, params)
-
-
-def _for_sums(x: jax.Array) -> jax.Array:
-    """In the dtype in which gradients are summed."""
-    return x.astype(accumulator_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:

@@ -13,6 +13,7 @@ from . import validation, validation_pruning
 from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
+from .label_windows import band_label_mask, labels_at, only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
@@ -117,6 +118,7 @@ def rnnt_loss_pruned(
     clamp: float | None = None,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -135,8 +137,8 @@ def rnnt_loss_pruned(
         one of them whenever it is in frame `t`; those of other cells do not count. (A constrained
         label arc uses the blank arc of the position above its own: that must be kept, too.)
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
-        delay_penalty, clamp, logit_begins, label_begins, reduction, where, implementation, check:
-        as in `rnnt_loss`.
+        delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss`.
 
     Returns:
       `(*batch,)` losses in float32 (float64 for float64 logits), or a scalar, as `rnnt_loss`. An
@@ -150,7 +152,7 @@ def rnnt_loss_pruned(
     logits = validation.float_scores("logits", logits)
     band = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         ranges,
         (blank_id, normalization, clamp, implementation),
         (topology, False, delay_penalty, fastemit_lambda, implementation),
@@ -246,20 +248,23 @@ def _rnnt_loss_pruned(
 
 def band_operands(
     scores: jax.Array, sizes: Sizes, ranges: Array, utterances: Utterances, blank_id: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """The integer operands of the arcs and of the lattice of a band, sharded as the scores are.
 
     Returns:
       Labels `(*batch, T, S)` and bounds `(*batch, T, 4)` of each frame, as the arcs take them; the
-      label position `(*batch, T)` where each frame's band starts, and bounds `(*batch, 4)`.
+      label position `(*batch, T)` where each frame's band starts, and bounds `(*batch, 4)`; the
+      mask of label arcs `(*batch, T, S)`, or None.
     """
     labels, bounds = labels_and_bounds(scores, sizes, utterances, blank_id)
     assert labels is not None
     starts = jnp.asarray(clip_to_int32(ranges[..., 0]))
     starts = with_batch_sharding_of(scores, len(sizes.batch), starts)
     starts, bounds = _checked_starts(starts, bounds, sizes.U + 1 - ranges.shape[-1])
-    band_labels, frame_bounds = _frames_of_band(labels, starts, bounds, ranges.shape[-1])
-    return band_labels, frame_bounds, starts, bounds
+    position = starts[..., None] + _index(ranges.shape, -1)
+    frame_bounds = _frame_bounds(starts, bounds, ranges.shape[-1])
+    mask = band_label_mask(scores, sizes, utterances, position)
+    return labels_at(labels, position), frame_bounds, starts, bounds, mask
 
 
 def _checked_starts(
@@ -272,32 +277,20 @@ def _checked_starts(
     return jnp.clip(starts, 0, highest), jnp.where(bad[..., None], -1, bounds)
 
 
-def _frames_of_band(
-    labels: jax.Array, starts: jax.Array, bounds: jax.Array, S: int
-) -> tuple[jax.Array, jax.Array]:
+def _frame_bounds(starts: jax.Array, bounds: jax.Array, S: int) -> jax.Array:
     """Each frame's band as an utterance of one frame with S cells, for the arcs.
 
     Returns:
-      The labels of all cells, `(*batch, T, S)`, any for those that have none, and bounds
       `(*batch, T, 4)`: cells [label begin, label end] of the one frame are visited, those before
       label end have a label arc. Without frame where nothing is.
     """
-    *batch, T = starts.shape
-    U = labels.shape[-1]
-    if U == 0:
-        band_labels = jnp.zeros((*batch, T, S), jnp.int32)
-    else:
-        position = starts[..., None] + _index((*batch, T, S), -1)
-        position = jnp.clip(position, 0, U - 1).reshape(*batch, T * S)
-        band_labels = jnp.take_along_axis(labels, position, axis=-1, mode="promise_in_bounds")
-        band_labels = band_labels.reshape(*batch, T, S)
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
     t = _index(starts.shape, -1)
     first, last = label_begin - starts, label_end - starts  # last: a cell without label arc
     visited = (frame_begin <= t) & (t < frame_end) & (first < S) & (last >= 0)
     cells = (jnp.clip(x, 0, S) for x in (first, last))
     frame_bounds = jnp.stack([jnp.zeros_like(first), jnp.ones_like(first), *cells], axis=-1)
-    return band_labels, jnp.where(visited[..., None], frame_bounds, 0)
+    return jnp.where(visited[..., None], frame_bounds, 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -310,14 +303,17 @@ def _banded_loss(
     frame_bounds: jax.Array,
     starts: jax.Array,
     bounds: jax.Array,
+    mask: jax.Array | None,
 ) -> jax.Array:
     blank, label, _ = band_arcs_fwd(arcs_options, logits, labels, frame_bounds)
+    label = only_allowed(label, mask)
     return negative(banded_lattice_score(lattice_options, num_labels, blank, label, starts, bounds))
 
 
 def _banded_loss_fwd(arcs_options, lattice_options, num_labels, logits, labels, *bands):
-    frame_bounds, starts, bounds = bands
+    frame_bounds, starts, bounds, mask = bands
     blank, label, denominators = band_arcs_fwd(arcs_options, logits, labels, frame_bounds)
+    label = only_allowed(label, mask)
     log_likelihood, posteriors = banded_lattice(
         lattice_options, num_labels, blank, label, starts, bounds
     )
@@ -329,7 +325,7 @@ def _banded_loss_bwd(arcs_options, lattice_options, num_labels, residuals, cotan
     logits, labels, denominators, posteriors = residuals
     weights = gradient_weights(lattice_options, posteriors)
     gradient = band_arcs_bwd(arcs_options, logits, labels, denominators, weights, cotangents)
-    return gradient, None, None, None, None
+    return gradient, None, None, None, None, None
 
 
 _banded_loss.defvjp(_banded_loss_fwd, _banded_loss_bwd)

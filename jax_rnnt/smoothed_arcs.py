@@ -38,7 +38,7 @@ def smoothed_arcs_fwd(
     """
     am, lm = _accurate(am, lm)
     blank, label, denominators = factored_arcs_fwd(options, am, lm, labels, bounds)
-    rows = _rows(am, lm, bounds)
+    rows = _rows(smoothing, am, lm, bounds)
     alone = _scores_alone(
         smoothing,
         jnp.where(rows.frames[..., None], am, 0),
@@ -82,7 +82,7 @@ def smoothed_arcs_bwd(
         share * label_weights,
         cotangents,
     )
-    rows = _rows(am, lm, bounds)
+    rows = _rows(smoothing, am, lm, bounds)
     clean_am = jnp.where((rows.frames & rows.clean)[..., None], am, 0)
     clean_lm = jnp.where((rows.positions & rows.clean)[..., None], lm, 0)
     (am_alone, lm_alone), pull_back = jax.vjp(
@@ -110,19 +110,23 @@ def smoothed_arcs_bwd(
 
 class _Masks(NamedTuple):
     frames: jax.Array  # (*batch, T): frames of the utterance
-    positions: jax.Array  # (*batch, U+1): label positions of the utterance
+    positions: jax.Array  # (*batch, U+1): label positions that have an effect
     clean: jax.Array  # (*batch, 1): no score of the utterance is NaN or +inf
     counted: jax.Array  # (*batch, U+1): label positions that the average is over
 
 
-def _rows(am: jax.Array, lm: jax.Array, bounds: jax.Array) -> _Masks:
+def _rows(smoothing: Smoothing, am: jax.Array, lm: jax.Array, bounds: jax.Array) -> _Masks:
     frames, positions = rows_inside(bounds, am.shape[-2], lm.shape[-2])
+    if smoothing.average_padding:
+        positions = jnp.ones_like(positions)
 
     def all_legal(scores: jax.Array, rows: jax.Array) -> jax.Array:
         return jnp.all((scores < jnp.inf) | ~rows[..., None], axis=(-2, -1))[..., None]
 
     clean = all_legal(am, frames) & all_legal(lm, positions)
-    counted = positions & clean & jnp.any(frames, axis=-1, keepdims=True)
+    counted = positions & clean
+    if not smoothing.average_padding:
+        counted &= jnp.any(frames, axis=-1, keepdims=True)
     return _Masks(frames, positions, clean, counted)
 
 

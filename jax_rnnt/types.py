@@ -57,6 +57,8 @@ class Smoothing:
 
     lm_only_scale: float = 0.0
     am_only_scale: float = 0.0
+    average_padding: bool = False
+    """Whether the average over label positions is also over those of padding, as k2's is."""
 
     @property
     def joint_scale(self) -> float:

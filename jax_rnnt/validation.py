@@ -119,6 +119,7 @@ def utterances_of(
     logit_begins: Any,
     label_begins: Any,
     where: Any,
+    label_windows: Any = None,
 ) -> Utterances:
     """Checks dtypes and shapes of all that describes the utterances."""
     batch = sizes.batch
@@ -137,6 +138,7 @@ def utterances_of(
         integer_argument("logit_begins", logit_begins, batch, "(*batch,)"),
         integer_argument("label_begins", label_begins, batch, "(*batch,)"),
         where,
+        integer_argument("label_windows", label_windows, (*batch, sizes.U, 2), "(*batch, U, 2)"),
     )
 
 
@@ -150,6 +152,15 @@ def blank_class(blank_id: Any, num_classes: int) -> int:
             f"V = {num_classes} classes."
         )
     return int(blank_id) % num_classes
+
+
+def whole_number(name: str, value: Any, *, minimum: int) -> int:
+    """A static Python integer."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; expected a Python integer, which is static.")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}; expected {name} >= {minimum}.")
+    return int(value)
 
 
 def one_of(name: str, value: Any, literal: Any) -> Any:
@@ -234,6 +245,23 @@ def reduction_of(reduction: Any) -> Reduction:
     return one_of("reduction", reduction, Reduction)
 
 
+def check_paddings(paddings: Array) -> None:
+    """Raises ValueError if known paddings are not zeros and then ones."""
+    if not is_known(paddings):
+        return
+    values = np.asarray(jax.device_get(paddings))
+    good = (values == 0) | (values == 1)
+    raise_or_checkify(good, "paddings", values, "1 where padded and 0 elsewhere")
+    good = (values[..., :-1] == 0) | (values[..., 1:] != 0)
+    expected = "1 as before it: padding is at the end"
+    raise_or_checkify(
+        np.pad(good, [(0, 0)] * (good.ndim - 1) + [(1, 0)], constant_values=True),
+        "paddings",
+        values,
+        expected,
+    )
+
+
 # What is wrong with one value, where, and what was expected: (good, name, values, expectation).
 _Check = tuple[Any, str, Any, str]
 
@@ -299,7 +327,7 @@ def _checks(
             expected = f"0 <= {begin_name} <= {end_name}"
             yield (begin >= 0) & (begin <= end) | ignored, begin_name, values[begin_name], expected
 
-    if "labels" not in values or blank_id is None or sizes.V is None:
+    if not values.keys() & {"labels", "label_windows"}:
         return
     if any(given[name] is not None and name not in values for name in _LABEL_RANGE):
         return  # which labels are padding is not known
@@ -309,6 +337,13 @@ def _checks(
         for name, default in zip(_LABEL_RANGE, (np.int32(0), np.int32(sizes.U)), strict=True)
     )
     unused = ignored[..., None] | (position < begin) | (position >= end)
+    if "label_windows" in values:
+        windows = narrow["label_windows"]
+        good = (windows[..., :1] <= windows[..., 1:]) | unused[..., None]
+        expected = "a first frame that is not after the window's end: windows are [first, end)"
+        yield good, "label_windows", values["label_windows"][..., :1], expected
+    if "labels" not in values or blank_id is None or sizes.V is None:
+        return
     labels = narrow["labels"]
     expected = f"0 <= label < V = {sizes.V} for labels before label_lengths"
     yield (labels >= 0) & (labels < sizes.V) | unused, "labels", values["labels"], expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,13 +39,14 @@ def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax
     return encoder, predictor, Sizes(encoder.shape[:-2], encoder.shape[-2], predictor.shape[-2] - 1)
 
 
-def logits_of_rows(
-    joint_fn: Any, params: Any, encoder: jax.Array, predictor: jax.Array, rng: jax.Array | None
-) -> tuple[jax.ShapeDtypeStruct, list[Any]]:
-    """What `joint_fn` returns for two rows, `(2, V)` logits, and the arrays that it closes over."""
-    rows = [jax.ShapeDtypeStruct((2, x.shape[-1]), x.dtype) for x in (encoder, predictor)]
-    keys = [] if rng is None else [jax.eval_shape(lambda key: jax.random.split(key), rng)]
-    jaxpr, logits = jax.make_jaxpr(joint_fn, return_shape=True)(params, *rows, *keys)
+def traced_logits(
+    joint_fn: Callable[..., Any], rows: tuple[int, ...], letters: str, *operands: Any
+) -> tuple[jax.ShapeDtypeStruct, list[jax.Array]]:
+    """What `joint_fn` returns, `(*rows, V)` logits, and the arrays that it closes over.
+
+    `letters` stand for the expected shape. Operands are arrays or their shapes.
+    """
+    jaxpr, logits = jax.make_jaxpr(joint_fn, return_shape=True)(*operands)
     for constant in jaxpr.consts:
         if isinstance(constant, Tracer):
             raise TypeError(
@@ -53,11 +54,6 @@ def logits_of_rows(
                 "function of its arguments alone. Pass the value in params, which may be any "
                 "pytree of arrays."
             )
-    return joint_logits(logits, (2,), "(n, V)"), [jnp.asarray(x) for x in jaxpr.consts]
-
-
-def joint_logits(logits: Any, rows: tuple[int, ...], letters: str) -> jax.ShapeDtypeStruct:
-    """What `joint_fn` returns for rows: shape and dtype of logits."""
     shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
     if shape is None or dtype is None:
         raise TypeError(f"joint_fn returned a {type(logits).__name__}; expected an array, logits.")
@@ -71,7 +67,7 @@ def joint_logits(logits: Any, rows: tuple[int, ...], letters: str) -> jax.ShapeD
             f"joint_fn returned logits of shape {shape}; expected {letters} with all dimensions "
             f"but the last = {tuple(rows)}, one row for each pair of rows, and V >= 1."
         )
-    return logits
+    return logits, [jnp.asarray(x) for x in jaxpr.consts]
 
 
 def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, str | None]:
@@ -87,14 +83,3 @@ def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array |
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(math.prod(batch)))
     data = jax.random.key_data(keys)
     return data.reshape(*batch, data.shape[-1]), str(jax.random.key_impl(key))
-
-
-def positive_size(name: str, value: Any) -> int | None:
-    """How much is computed at a time, or None for a choice."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; expected a Python integer, which is static.")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected {name} >= 1.")
-    return int(value)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .bounds import Sizes, Utterances, clip_to_int32
@@ -18,6 +16,7 @@ from .validation import (
     is_known,
     raise_or_checkify,
     sizes_of,
+    whole_number,
 )
 
 
@@ -40,16 +39,13 @@ def posterior_planes(posteriors: Any) -> tuple[jax.Array, jax.Array, Sizes]:
 
 def s_range_of(s_range: Any, num_labels: int, topology: Topology) -> int:
     """How many label positions a band has in each frame, if labels can get through it."""
-    if isinstance(s_range, bool) or not isinstance(s_range, Integral):
-        raise TypeError(f"s_range is {s_range!r}; expected a Python integer, which is static.")
-    if s_range < 1:
-        raise ValueError(f"s_range is {s_range}; expected s_range >= 1.")
+    s_range = whole_number("s_range", s_range, minimum=1)
     if s_range == 1 and topology != "modified" and num_labels > 0:
         raise ValueError(
             f"s_range is 1 with topology {topology!r}, where an alignment needs both ends of a "
             "label arc in the same frame; expected s_range >= 2. Only 'modified' can do with 1."
         )
-    return int(s_range)
+    return s_range
 
 
 def band_sizes(logits_shape: tuple[int, ...], labels: Any, ranges: Any) -> tuple[Sizes, Array]:
@@ -110,24 +106,6 @@ def pruned_operands(
     return am, lm, checked
 
 
-def joint_logits(logits: Any, ranges_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What `joint_fn` returns for the rows of a band: shape and dtype of logits."""
-    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
-    if shape is None or dtype is None:
-        raise TypeError(f"joint_fn returned a {type(logits).__name__}; expected an array, logits.")
-    if not any(dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
-        raise TypeError(
-            f"joint_fn returned logits of dtype {dtype}; expected float32, float64, bfloat16 or "
-            "float16."
-        )
-    if len(shape) != len(ranges_shape) + 1 or tuple(shape[:-1]) != tuple(ranges_shape):
-        raise ValueError(
-            f"joint_fn returned logits of shape {shape}; expected (*batch, T, S, V) with "
-            f"(*batch, T, S) = {tuple(ranges_shape)}, one row for each pair of rows."
-        )
-    return logits
-
-
 def check_positions(name: str, shape: tuple[int, ...], num_labels: int) -> None:
     """An array `(*batch, U+1, D)` has a row for each label position."""
     if shape[-2] != num_labels + 1:
@@ -135,19 +113,6 @@ def check_positions(name: str, shape: tuple[int, ...], num_labels: int) -> None:
             f"{name} has shape {shape}; expected (*batch, U+1, D) with U+1 = {num_labels + 1}, one "
             "position more than there are labels. Did you leave out the start symbol?"
         )
-
-
-def frames_per_tile_of(frames_per_tile: Any) -> int | None:
-    """How many frames are computed at a time, or None for a choice."""
-    if frames_per_tile is None:
-        return None
-    if isinstance(frames_per_tile, bool) or not isinstance(frames_per_tile, Integral):
-        raise TypeError(
-            f"frames_per_tile is {frames_per_tile!r}; expected a Python integer, which is static."
-        )
-    if frames_per_tile < 1:
-        raise ValueError(f"frames_per_tile is {frames_per_tile}; expected frames_per_tile >= 1.")
-    return int(frames_per_tile)
 
 
 def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: bool) -> Array:

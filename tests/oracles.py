@@ -101,14 +101,29 @@ def used_arcs(
     return blank, label
 
 
+def fits(path: list[tuple[str, int, int]], label_windows: Array | None) -> bool:
+    """Whether a path emits each label u in a frame of its window, [first, end)."""
+    if label_windows is None:
+        return True
+    labels = [(t, u) for kind, t, u in path if kind == "label"]
+    return all(label_windows[u, 0] <= t < label_windows[u, 1] for t, u in labels)
+
+
 def by_enumeration(
-    blank: Array, label: Array, w: Window, topology: str, final_blank: bool
+    blank: Array,
+    label: Array,
+    w: Window,
+    topology: str,
+    final_blank: bool,
+    label_windows: Array | None = None,
 ) -> Steps:
     """Sum of the probabilities of all paths, and each step's share of it. Exponential: tiny
     lattices only.
     """
     scores, takes = [], []
     for path in paths(w, topology, final_blank):
+        if not fits(path, label_windows):
+            continue
         score, take = 0.0, np.zeros((2, *blank.shape))
         for kind, t, u in path:
             if kind == "blank":

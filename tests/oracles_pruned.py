@@ -85,10 +85,19 @@ def used_arcs(starts: Array, size: int, w: Window, topology: str) -> tuple[Array
     return blank, label
 
 
-def by_enumeration(blank: Array, label: Array, starts: Array, w: Window, topology: str) -> Steps:
+def by_enumeration(
+    blank: Array,
+    label: Array,
+    starts: Array,
+    w: Window,
+    topology: str,
+    label_windows: Array | None = None,
+) -> Steps:
     """Sum of the probabilities of all paths, and each step's share of it. Exponential."""
     scores, takes = [], []
     for path in paths(starts, blank.shape[1], w, topology):
+        if not oracles.fits(path, label_windows):
+            continue
         score, take = 0.0, np.zeros((2, *blank.shape))
         for kind, t, u in path:
             s = u - starts[t]

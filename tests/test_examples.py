@@ -130,13 +130,15 @@ class Scripted(nnx.Module):
         self.table = nnx.Variable(jnp.asarray(table))
 
     def encode(self, features: jax.Array, lengths: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(self.table[...], (len(features), *self.table.shape))
+        table = self.table[...].astype(jnp.float32)
+        return jnp.broadcast_to(table, (len(features), *table.shape))
 
     def predict(self, context: jax.Array) -> jax.Array:
-        return context[:, -1]
+        return context[:, -1:]
 
     def join(self, encoded: jax.Array, predicted: jax.Array) -> jax.Array:
-        return jax.nn.one_hot(encoded[jnp.arange(len(predicted)), predicted], 5)
+        best = jnp.take_along_axis(encoded, predicted, axis=1)[:, 0]
+        return jax.nn.one_hot(best.astype(jnp.int32), 5)
 
 
 def test_greedy_decoding_by_hand() -> None:

@@ -114,12 +114,11 @@ def test_no_batch_dimension_and_two() -> None:
 def test_padding_and_bad_utterances_have_no_effect() -> None:
     """NaN in padding, in an utterance with NaN in use and in one left out: others as before."""
     problem = random_problem(7)
-    ranges = problem.batch.ranges
+    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in problem.batch.ranges)
     where = np.array([True, True, False, True, True])
     bad = 0  # the whole lattice
     t, u = np.arange(T)[None], np.arange(U + 1)[None]
-    in_frame = (t >= ranges.logit_begins[:, None]) & (t < ranges.logit_lengths[:, None])
-    in_position = (u >= ranges.label_begins[:, None]) & (u <= ranges.label_lengths[:, None])
+    in_frame, in_position = (t0 <= t) & (t < t1), (u0 <= u) & (u <= u1)
     kept = where & (np.arange(B) != bad)
     encoder = jnp.where((in_frame & kept[:, None])[..., None], problem.encoder, jnp.nan)
     predictor = jnp.where((in_position & where[:, None])[..., None], problem.predictor, jnp.inf)
@@ -172,6 +171,18 @@ def test_improbable_boxes_are_skipped() -> None:
     jax.effects_barrier()
     assert total - sum(counted) < 0.6 * sum(counted)
     assert_close(found, pulled_back(dense(), problem))
+
+
+def test_label_windows() -> None:
+    """As with stored logits; utterance 1 has no alignment that fits."""
+    problem = random_problem(19, size=(2, T, U))
+    problem = problem._replace(batch=Batch(None, problem.batch.labels))
+    u = np.arange(U)
+    windows = np.stack([np.stack([u, u + 8], axis=-1), np.stack([U - u, U - u + 1], axis=-1)])
+    options = {"label_windows": windows.astype(np.int32), "topology": "modified"}
+    found = pulled_back(tiled(rows_per_tile=200, **options), problem)
+    assert_close(found, pulled_back(dense(**options), problem))
+    assert np.isposinf(found[0][1]) and np.isfinite(found[0][0])
 
 
 def test_reductions() -> None:
@@ -253,7 +264,7 @@ class TestDropout:
         found = pulled_back(lambda *x: self.loss(*x, rng=rng), padded)
         np.testing.assert_allclose(found[0], wanted[0], rtol=1e-12)
         assert_close(found[1][1][:, :T], wanted[1][1])
-        other = self.loss(*problem[:3], rest_of(problem.batch), rng=jax.random.key(2))
+        other = pulled_back(lambda *x: self.loss(*x, rng=jax.random.key(2)), problem)[0]
         assert not np.allclose(other[0], wanted[0][0])
 
     @pytest.mark.parametrize("rng", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["key", "raw"])
@@ -319,8 +330,8 @@ def test_nnx_module() -> None:
         )
 
     with jax.numpy_rank_promotion("allow"):  # Flax adds biases so
-        results = (jax.jit(jax.value_and_grad(f))(state) for f in (found, wanted))
-        assert_close(*map(jax.tree.leaves, results))
+        results = [jax.jit(jax.value_and_grad(f))(state) for f in (found, wanted)]
+    assert_close(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]))
 
 
 def test_what_the_function_closes_over() -> None:

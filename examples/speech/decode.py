@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jax_rnnt import greedy_decode
 from speech.batching import Batch
 from speech.model import CONTEXT
 from speech.transcripts import decode
@@ -24,40 +25,26 @@ def greedy(
     """Most probable arc after most probable arc, from cell (0, 0) to the last frame's blank.
 
     `graph`, `params`: a model with `encode`, `predict` and `join`; `features` and `lengths` as
-    its `encode` takes them. Returns labels (B, 2 T) and their count (B,). All utterances go on
-    at once, each at its own frame; a full row of labels forces blank.
+    its `encode` takes them. Returns labels (B, 2 T) and their count (B,).
     """
     model = nnx.merge(graph, params)
     encoded = model.encode(features, lengths)
     batch, frames, _ = encoded.shape
-    rows = jnp.arange(batch)
-    capacity = 2 * frames
 
-    def unfinished(carry):
-        return jnp.any(carry[0] < lengths)
+    def predictor_step(context: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        context = jnp.concatenate([context[:, 1:], labels[:, None]], axis=1)
+        return model.predict(context), context
 
-    def advance(carry):
-        frame, emitted_here, context, labels, count = carry
-        active = frame < lengths
-        scores = model.join(encoded[rows, jnp.minimum(frame, frames - 1)], model.predict(context))
-        best = jnp.argmax(scores, axis=-1)
-        emit = active & (best != 0) & (emitted_here < MAX_LABELS_PER_FRAME) & (count < capacity)
-        # Rows that emit nothing write past the end, which the scatter drops.
-        labels = labels.at[rows, jnp.where(emit, count, capacity)].set(best, mode="drop")
-        shifted = jnp.concatenate([context[:, 1:], best[:, None]], axis=1)
-        context = jnp.where(emit[:, None], shifted, context)
-        frame = frame + (active & ~emit)
-        return frame, jnp.where(emit, emitted_here + 1, 0), context, labels, count + emit
-
-    start = (
-        jnp.zeros(batch, jnp.int32),
-        jnp.zeros(batch, jnp.int32),
-        jnp.zeros((batch, CONTEXT), jnp.int32),
-        jnp.zeros((batch, capacity), jnp.int32),
-        jnp.zeros(batch, jnp.int32),
+    decoded = greedy_decode(
+        predictor_step,
+        model.join,
+        encoded,
+        lengths,
+        initial_state=jnp.zeros((batch, CONTEXT), jnp.int32),
+        max_labels_per_frame=MAX_LABELS_PER_FRAME,
+        max_labels=2 * frames,
     )
-    _, _, _, labels, count = jax.lax.while_loop(unfinished, advance, start)
-    return labels, count
+    return decoded.labels, decoded.label_lengths
 
 
 def transcribe(graph: nnx.GraphDef, params: nnx.State, batch: Batch) -> list[str]:

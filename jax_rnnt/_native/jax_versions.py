@@ -26,17 +26,18 @@ def _as_varying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return jax.lax.pvary(x, axes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def align_varying_axes(*operands: jax.Array) -> tuple[jax.Array, ...]:
-    """Gives all operands the same varying axes inside `shard_map`.
+def align_varying_axes(*operands: Any) -> tuple[Any, ...]:
+    """Gives all operands, arrays or pytrees, the same varying axes inside `shard_map`.
 
     The cast is what sums the cotangent of a replicated operand over the mesh. It must lie outside
     of a `custom_vjp`, whose gradients would otherwise silently be those of one shard.
     """
-    varying = [varying_axes(jax.typeof(x)) for x in operands]
+    leaves, structure = jax.tree.flatten(operands)
+    varying = [varying_axes(jax.typeof(x)) for x in leaves]
     union = frozenset().union(*varying)
-    return tuple(
+    return structure.unflatten(
         _as_varying(x, tuple(sorted(union - axes, key=str))) if union - axes else x
-        for x, axes in zip(operands, varying, strict=True)
+        for x, axes in zip(leaves, varying, strict=True)
     )
 
 

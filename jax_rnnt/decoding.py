@@ -1,0 +1,172 @@
+"""Greedy decoding: the likeliest arc of one cell after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import validation, validation_decoding
+from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
+from .bounds import Sizes, labels_and_bounds
+from .types import Array
+
+PredictorStep = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+JointStep = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Decoded(NamedTuple):
+    """What `greedy_decode` heard.
+
+    Attributes:
+      labels: `(*batch, max_labels)` int32, padded with blank.
+      label_lengths: `(*batch,)` int32, how many there are.
+      frames: `(*batch, max_labels)` int32, the frame that each was emitted in; -1 in padding.
+    """
+
+    labels: jax.Array
+    label_lengths: jax.Array
+    frames: jax.Array
+
+
+def greedy_decode(
+    predictor_step: PredictorStep,
+    joint_fn: JointStep,
+    encoder_out: Array,
+    logit_lengths: Array | None = None,
+    *,
+    initial_state: Any,
+    max_labels_per_frame: int = 10,
+    max_labels: int | None = None,
+    blank_id: int = 0,
+    start_label: int | None = None,
+    check: bool = True,
+) -> Decoded:
+    """Labels by always taking the likeliest arc, from the first frame to the last one's blank.
+
+    All utterances of the batch go on at once, each at its own frame, until all have arrived: at
+    most T times `max_labels_per_frame` steps, whatever the scores. With `max_labels_per_frame=1`
+    this also decodes the modified topology, whose label arcs take a frame.
+
+    Call it inside `jax.jit`: outside, each call compiles the two functions again. Where the
+    compiler divides the batch among devices, these agree in each step on whether to go on; in
+    `shard_map` and `pmap` each stops by itself.
+
+    Args:
+      predictor_step: `(state, labels) -> (predictor_rows, state)` feeds a label `(*batch,)` int32
+        to each utterance's predictor: rows `(*batch, D2)`, and the new state, of the structure,
+        shapes and dtypes of the old one.
+      joint_fn: `(encoder_rows, predictor_rows) -> scores`, of `(*batch, D1)` and `(*batch, D2)`:
+        `(*batch, V)`, of which the largest counts (the first of equals).
+      encoder_out: `(*batch, T, D1)` floating point.
+      logit_lengths: `(*batch,)` integers, frames of each utterance; None means T.
+      initial_state: the state before any label: a pytree of arrays `(*batch, ...)`, or of none.
+      max_labels_per_frame: after as many labels, the next frame is forced. Static.
+      max_labels: room for labels; when it is full, blanks are forced. Static; None is enough for
+        all, `T * max_labels_per_frame`.
+      blank_id: class of the blank symbol; negative values count from the end.
+      start_label: what the predictor is fed first; None for `blank_id`.
+      check: raise an error for lengths out of range if they are known, which waits for them.
+
+    Returns:
+      `Decoded(labels, label_lengths, frames)`; no labels for lengths out of range that could not be
+      checked.
+
+    Raises:
+      TypeError, ValueError: an argument has the wrong type, dtype, shape or value, or one of the
+        functions returns what it must not.
+    """
+    encoder = validation_decoding.encoder_rows(encoder_out)
+    *batch, T, D = encoder.shape
+    sizes = Sizes(tuple(batch), T, 0)
+    utterances = validation.utterances_of(sizes, None, logit_lengths, None, None, None, None)
+    utterances = validation.checked_utterances(sizes, utterances, None, check)
+    bound = validation.whole_number("max_labels_per_frame", max_labels_per_frame, minimum=1)
+    if max_labels is None:
+        max_labels = T * bound
+    capacity = validation.whole_number("max_labels", max_labels, minimum=0)
+    state = jax.tree.map(jnp.asarray, initial_state)
+    blank_id, first = validation_decoding.check_functions(
+        predictor_step, joint_fn, state, (tuple(batch), D, encoder.dtype), blank_id, start_label
+    )
+
+    def placed(x: jax.Array) -> jax.Array:
+        return with_batch_sharding_of(encoder, len(batch), x)
+
+    def full(shape: tuple[int, ...], value: int) -> jax.Array:
+        return placed(jnp.full((*batch, *shape), value, jnp.int32))
+
+    _, bounds = labels_and_bounds(encoder, sizes, utterances, None)
+    empty = Decoded(full((capacity,), blank_id), full((), 0), full((capacity,), -1))
+    if T == 0 or capacity == 0:
+        return empty
+    state = jax.tree.map(placed, state)
+    encoder, lengths, state, empty, zero, label = align_varying_axes(
+        encoder, bounds[..., 1], state, empty, full((), 0), full((), first)
+    )
+    row, state = predictor_step(state, label)
+    # Varying, also where the predictor makes no use of what it is fed.
+    start = align_varying_axes(_Position(zero, zero, row, state, empty), encoder)[0]
+
+    def unfinished(position: _Position) -> jax.Array:
+        return jnp.any(position.frame < lengths)
+
+    def advance(position: _Position) -> _Position:
+        frame, emitted, row, state, decoded = position
+        labels, count, frames = decoded
+        active = frame < lengths
+        scores = joint_fn(_row_at(encoder, jnp.minimum(frame, T - 1)), row)
+        best = lax.argmax(scores, scores.ndim - 1, jnp.int32)
+        emit = active & (best != blank_id) & (count < capacity)
+        one = emit.astype(jnp.int32)
+        # What is written past the end is dropped.
+        at = jnp.where(emit, count, capacity)
+        decoded = Decoded(_written(labels, at, best), count + one, _written(frames, at, frame))
+        next_row, next_state = predictor_step(state, best)
+        row, state = jax.tree.map(
+            lambda new, old: _where(emit, new, old), (next_row, next_state), (row, state)
+        )
+        emitted = emitted + one
+        leaves = active & (~emit | (emitted == bound))
+        return _Position(
+            frame + leaves.astype(jnp.int32), jnp.where(leaves, 0, emitted), row, state, decoded
+        )
+
+    return lax.while_loop(unfinished, advance, start).decoded
+
+
+class _Position(NamedTuple):
+    """Where each utterance is."""
+
+    frame: jax.Array  # (*batch,)
+    emitted: jax.Array  # (*batch,): labels in this frame
+    row: jax.Array  # (*batch, D2): the predictor's, after all labels
+    state: Any
+    decoded: Decoded
+
+
+def _row_at(rows: jax.Array, index: jax.Array) -> jax.Array:
+    """`(*batch, D)` of `(*batch, N, D)`, the one that `index` `(*batch,)` says."""
+    index = index[..., None, None]
+    taken = jnp.take_along_axis(rows, index, axis=-2, mode="promise_in_bounds")
+    return jnp.squeeze(taken, -2)
+
+
+def _written(rows: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
+    """`rows` `(*batch, N)` with `value` at `index`, unless that is N."""
+
+    def write(row: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
+        return row.at[index].set(value, mode="drop")
+
+    for _ in index.shape:
+        write = jax.vmap(write)
+    return write(rows, index, value)
+
+
+def _where(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`jnp.where` for arrays with more dimensions, behind those of the batch."""
+    extra = [1] * (new.ndim - condition.ndim)
+    return jnp.where(condition.reshape(*condition.shape, *extra), new, old)

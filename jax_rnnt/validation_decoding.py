@@ -1,0 +1,82 @@
+"""Checks of the arguments of decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import validation
+
+
+def encoder_rows(encoder_out: Any) -> jax.Array:
+    """`(*batch, T, D1)` floating point."""
+    encoder = validation.float_scores("encoder_out", encoder_out)
+    if encoder.ndim < 2:
+        raise ValueError(
+            f"encoder_out has shape {encoder.shape}; expected (*batch, T, D1), at least 2 "
+            "dimensions."
+        )
+    return encoder
+
+
+def check_functions(
+    predictor_step: Callable[..., Any],
+    joint_fn: Callable[..., Any],
+    state: Any,
+    encoder: tuple[tuple[int, ...], int, Any],
+    blank_id: Any,
+    start_label: Any,
+) -> tuple[int, int]:
+    """Blank and start label as non-negative classes, if the functions return what they are to.
+
+    Args:
+      encoder: batch dimensions, size and dtype of the encoder's rows.
+    """
+    batch, size, dtype = encoder
+    for leaf in jax.tree.leaves(state):
+        if leaf.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"initial_state has an array of shape {leaf.shape}; expected (*batch, ...) with "
+                f"*batch = {batch}, from the shape of encoder_out. Broadcast it."
+            )
+    labels = jax.ShapeDtypeStruct(batch, jnp.int32)
+    result = jax.eval_shape(predictor_step, state, labels)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"predictor_step returns a {type(result).__name__}; expected (predictor_rows, state)."
+        )
+    rows, new_state = result
+    if not isinstance(rows, jax.ShapeDtypeStruct) or rows.shape[:-1] != batch:
+        raise ValueError(
+            f"predictor_step returns rows of shape {getattr(rows, 'shape', None)}; expected "
+            f"(*batch, D2) with *batch = {batch}."
+        )
+    old, new = (_types(x) for x in (state, new_state))
+    if old != new:
+        raise TypeError(
+            f"predictor_step returns a state of {new}; expected {old}, as initial_state is."
+        )
+    row = jax.ShapeDtypeStruct((*batch, size), dtype)
+    scores = jax.eval_shape(joint_fn, row, rows)
+    if (
+        not isinstance(scores, jax.ShapeDtypeStruct)
+        or scores.shape[:-1] != batch
+        or not (scores.ndim == len(batch) + 1)
+    ):
+        raise ValueError(
+            f"joint_fn returns shape {getattr(scores, 'shape', None)}; expected (*batch, V) with "
+            f"*batch = {batch}."
+        )
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise TypeError(f"joint_fn returns dtype {scores.dtype}; expected floating point.")
+    blank = validation.blank_class(blank_id, scores.shape[-1])
+    if start_label is None:
+        return blank, blank
+    return blank, validation.whole_number("start_label", start_label, minimum=0)
+
+
+def _types(tree: Any) -> Any:
+    return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
