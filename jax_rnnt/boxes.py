@@ -6,7 +6,6 @@ meet in it are few, and are joined by a broadcast. A tile is a number of boxes, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,11 +96,11 @@ class BoxGrid:
 
         No tile has boxes of two groups; these are equal parts of the batch.
         """
-        flat = visited.reshape(num_groups, -1)
+        flat = visited.reshape(num_groups, self.num_boxes // num_groups)
         per_tile = self.boxes_per_tile
         counts = -(-jnp.sum(flat, axis=1, dtype=jnp.int32) // per_tile)
         ends = jnp.cumsum(counts)
-        slots = per_tile * (math.ceil(self.num_boxes / per_tile) + num_groups)
+        slots = per_tile * (-(-self.num_boxes // per_tile) + num_groups)
         position = jnp.cumsum(flat, axis=1, dtype=jnp.int32) - 1
         position = jnp.where(flat, (ends - counts)[:, None] * per_tile + position, slots)
         number = jnp.arange(self.num_boxes, dtype=jnp.int32)

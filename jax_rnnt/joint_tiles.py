@@ -51,7 +51,9 @@ class JointOptions:
         box_positions = min(_BOX[1], W, max(self.rows_per_tile // box_frames, 1))
         boxes = max(self.rows_per_tile // (box_frames * box_positions), 1)
         grid = BoxGrid(B, T, W, box_frames, box_positions, boxes)
-        return replace(grid, boxes_per_tile=max(min(boxes, grid.num_boxes), 1))
+        if isinstance(B, int):  # not when exported for batches of any size
+            boxes = max(min(boxes, grid.num_boxes), 1)
+        return replace(grid, boxes_per_tile=boxes)
 
 
 def joint_arcs(

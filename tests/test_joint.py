@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -272,7 +273,7 @@ class TestDropout:
         """The backward pass sees the masks of the forward pass."""
         problem = random_problem(13, size=(2, 4, 2))
         rest = rest_of(problem.batch)
-        loss = jax.jit(lambda *x: self.loss(*x, rest, rng=rng, rows_per_tile=3))
+        loss = jax.jit(partial(self.loss, rest=rest, rng=rng, rows_per_tile=3))
         check_grads(loss, problem[:3], 1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from joint_cases import Array, Problem, assert_close, dense, random_problem, rest_of, tiled
+from test_transforms import custom_calls, export
 
 B = 8
 DATA = PartitionSpec("data")
@@ -160,3 +161,25 @@ def test_shard_map(
         outside = jax.shard_map(total, **specs, out_specs=whole)
         step = jax.value_and_grad(outside, argnums=(0, 1, 2))
     assert_close(jax.jit(step)(problem.variables, *operands), wanted)
+
+
+def test_export(problem: Problem, operands: Any, wanted: Any) -> None:
+    """Serialised with a symbolic batch; for TPU there is no custom call of ours."""
+    from jax.export import deserialize, symbolic_shape
+
+    encoder, predictor, rest, weights = operands
+    names = list(rest)
+
+    def function(variables: Any, *arrays: Any) -> Any:
+        encoder, predictor, weights, *others = arrays
+        others = dict(zip(names, others, strict=True))
+        return value_and_grad(loss)(variables, encoder, predictor, others, weights)
+
+    given = (encoder, predictor, weights, *rest.values())
+    targets = custom_calls(jax.jit(function).lower(problem.variables, *given).as_text())
+    (size,) = symbolic_shape("b")
+    spec = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in given]
+    exported = export(function, problem.variables, *spec, targets=targets)
+    assert_close(deserialize(exported.serialize()).call(problem.variables, *given), wanted)
+    text = export(function, problem.variables, *given, targets=set(), platforms=("tpu",))
+    assert not (custom_calls(text.mlir_module()) & targets)
