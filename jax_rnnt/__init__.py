@@ -5,6 +5,8 @@ from importlib.metadata import version as _version
 from .arc_terms import rnnt_loss_from_arc_terms
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
+from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
+from .packed_inputs import pack_joint_inputs, packed_size
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
 from .types import Posteriors
@@ -16,9 +18,13 @@ __all__ = [
     "check_inputs",
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
+    "pack_joint_inputs",
+    "packed_size",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",
+    "rnnt_loss_packed",
+    "rnnt_loss_packed_from_arcs",
     "rnnt_loss_pruned",
     "rnnt_loss_pruned_joint",
     "rnnt_loss_simple",
