@@ -61,9 +61,8 @@ constexpr auto lattice = [](Pool pool, auto... operands) -> ffi::Error {
   Lattice p;
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
-  JAX_RNNT_RETURN_IF_ERROR(
-      check_workspace(p, lattice_workspace_elements(p.frames, p.cells, p.topology,
-                                                    p.blank_posteriors != nullptr)));
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
+      p, lattice_workspace_elements(p.frames, p.cells, p.topology, p.blank_posteriors != nullptr)));
   return run_lattice(pool, p, dtype, p.batch, p.frames * p.cells);
 };
 

@@ -9,12 +9,12 @@ namespace jax_rnnt {
 constexpr int64_t kBlock = 16;    // fronts between two renormalisations, and in a tile
 constexpr int64_t kPadding = 16;  // dead elements on either side of a row, no less than a vector
 
-// Alpha's fronts: all of them; two in turn, when there is no backward pass; or the first one of each
-// block, and those of one block, which the backward pass computes again.
+// Alpha's fronts: all of them; two in turn, when there is no backward pass; or the first one of
+// each block, and those of one block, which the backward pass computes again.
 enum class KeptAlpha { kAll, kTwo, kBlocks };
 
 struct LatticeLayout {
-  int64_t stride;     // of rows: padding, one element per cell rounded up, padding
+  int64_t stride;  // of rows: padding, one element per cell rounded up, padding
   KeptAlpha kept;
   int64_t kept_rows;  // of alpha
   int64_t offsets;    // alpha's exponent offset of each block, as doubles
@@ -54,9 +54,9 @@ static inline LatticeLayout lattice_layout(int64_t frames, int64_t cells, bool r
 static inline PackedWorkspace packed_lattice_workspace(int64_t cells, bool with_posteriors) {
   const int64_t widest = cells + 47;
   const int64_t fixed = 70 * widest + 17 + cells / 8 + 1;
-  const auto even = [](int64_t x) { return (x + 15) / 16 * 16; };  // offsets are doubles
-  if (!with_posteriors) return {2, even(fixed)};
-  return {8, even(fixed + cells * (cells + 48) / 8 + 1)};
+  const auto aligned = [](int64_t x) { return (x + 15) / 16 * 16; };  // offsets are doubles
+  if (!with_posteriors) return {2, aligned(fixed)};
+  return {8, aligned(fixed + cells * (cells + 48) / 8 + 1)};
 }
 
 }  // namespace jax_rnnt

@@ -44,8 +44,8 @@ constexpr auto packed_lattice = [](cudaStream_t stream, auto... operands) -> ffi
   Lattice p;
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
-  JAX_RNNT_RETURN_IF_ERROR(divide_workspace(
-      p, cuda::packed_workspace(p.cells, p.blank_posteriors != nullptr, dtype)));
+  JAX_RNNT_RETURN_IF_ERROR(
+      divide_workspace(p, cuda::packed_workspace(p.cells, p.blank_posteriors != nullptr, dtype)));
   return error_of(cuda::lattice(p, dtype, stream));
 };
 

@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, true>)
     score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
   const int64_t b = blockIdx.x;
   score_of_block(trellis_of<T>(p, b), workspace_of<T>(p, workspace, b),
-                 static_cast<T*>(p.workspace) + p.first_workspace_element(b),
-                 p.stride(p.bounds[b]), tile_fronts, static_cast<T*>(p.log_likelihood) + b);
+                 static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]),
+                 tile_fronts, static_cast<T*>(p.log_likelihood) + b);
 }
 
 template <class T, bool kShared>
@@ -92,8 +92,8 @@ cudaError_t launch_lattice(const Lattice& p, cudaStream_t stream) {
 cudaError_t lattice(const Lattice& p, DType dtype, cudaStream_t stream) {
   const PackedRows& packed = p.packed;
   if (packed.offsets != nullptr && p.blank_posteriors != nullptr && packed.rows > 0) {
-    const size_t bytes = packed.planes * packed.rows *
-                         (dtype == DType::kF64 ? sizeof(double) : sizeof(float));
+    const size_t bytes =
+        packed.planes * packed.rows * (dtype == DType::kF64 ? sizeof(double) : sizeof(float));
     for (void* plane : {p.blank_posteriors, p.label_posteriors}) {
       const cudaError_t status = cudaMemsetAsync(plane, 0, bytes, stream);
       if (status != cudaSuccess) return status;

@@ -39,7 +39,8 @@ JAX_RNNT_HOST_DEVICE inline constexpr int64_t round_up(int64_t x, int64_t multip
   return (x + multiple - 1) / multiple * multiple;
 }
 
-JAX_RNNT_HOST_DEVICE inline SweepLayout sweep_layout(int64_t cells, int fronts, bool with_posteriors) {
+JAX_RNNT_HOST_DEVICE inline SweepLayout sweep_layout(int64_t cells, int fronts,
+                                                     bool with_posteriors) {
   SweepLayout layout{};
   layout.fronts = fronts;
   // Copying from rows of frames to rows of fronts goes along the tile's diagonals: with this stride
@@ -70,7 +71,8 @@ JAX_RNNT_HOST_DEVICE inline WorkspaceLayout workspace_layout(int64_t frames, int
   layout.tiles = layout.rows + round_up(2 * cells * stored_rows(fronts, with_posteriors), 4);
   const int64_t smallest = sweep_layout(widest, kFewestTileFronts, with_posteriors).total;
   if (smallest * element_bytes + kStaticSharedBytes > kLeastSharedBytes) {
-    layout.tile_elements = round_up(sweep_layout(widest, kMostTileFronts, with_posteriors).total, 4);
+    layout.tile_elements =
+        round_up(sweep_layout(widest, kMostTileFronts, with_posteriors).total, 4);
   }
   layout.total = layout.tiles + 2 * layout.tile_elements;
   return layout;

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import banded, packed_lattice as packed, reference
+from . import banded, reference
+from . import packed_lattice as packed
 from ._native import ops
 from .types import LatticeOptions, Posteriors
 

@@ -253,7 +253,9 @@ def _packed_loss(
 ) -> jax.Array:
     del row_utterances
     blank, label, _ = _row_arcs(arcs_options, logits, row_labels, row_bounds)
-    return negative(packed_lattice_score(lattice_options, num_labels, blank, label, offsets, bounds))
+    return negative(
+        packed_lattice_score(lattice_options, num_labels, blank, label, offsets, bounds)
+    )
 
 
 def _packed_loss_fwd(arcs_options, lattice_options, num_labels, logits, *ints):
@@ -291,9 +293,7 @@ def _row_arcs(
     return replicated(blank), replicated(label), denominators
 
 
-@partial(
-    jax.jit, static_argnames=("max_labels", "options", "reduction", "return_posteriors")
-)
+@partial(jax.jit, static_argnames=("max_labels", "options", "reduction", "return_posteriors"))
 def _rnnt_loss_packed_from_arcs(
     blank: jax.Array,
     label: jax.Array,

@@ -118,7 +118,9 @@ class _PackedFronts:
         self.last_is_blank = self.regular or final_blank
         self.delay_penalty = delay_penalty
         # Row N is that of all nodes without a row.
-        self.blank, self.label = (jnp.pad(x, (0, 1), constant_values=-jnp.inf) for x in (blank, label))
+        self.blank, self.label = (
+            jnp.pad(x, (0, 1), constant_values=-jnp.inf) for x in (blank, label)
+        )
 
         offset, cells = jnp.clip(offsets, 0, N), bounds[:, 3] + 1
         fits = (offsets >= 0) & (bounds[:, 1] <= (N - offset) // jnp.maximum(cells, 1))

@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from .bounds import Sizes, Utterances, clip_to_int32
+from .bounds import Sizes, Utterances
 from .types import Array
 from .validation import (
     as_array,
     float_scores,
-    checked_utterances as checked_padded_utterances,
     is_known,
-    static_bool,
     utterances_of,
+)
+from .validation import (
+    checked_utterances as checked_padded_utterances,
 )
 
 _MOST_ROWS = 2**31 - 2
@@ -47,20 +48,16 @@ def packed_sizes(name: str, shape: tuple[int, ...], num_core_dims: int, labels: 
 
 def packed_arc_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
     """Sizes of packed arcs `(N,)`, with N for T, B from the lengths, and max_labels for U."""
-    if isinstance(max_labels, bool) or not isinstance(max_labels, Integral):
-        raise TypeError(
-            f"max_labels is {max_labels!r}; expected a Python integer, which is static: the most "
-            "labels that an utterance may have."
-        )
-    if not 0 <= max_labels < 2**31 - 1:
-        raise ValueError(f"max_labels is {max_labels}; expected 0 <= max_labels < 2**31 - 1.")
+    max_labels = _static_count(
+        "max_labels", max_labels, "the most labels that an utterance may have"
+    )
     if len(shape) != 1:
         raise ValueError(
             f"blank_log_probs has shape {shape}; expected (N,), 1 dimension. Of an array arcs "
             "(N, 2) with both, pass arcs[:, 0] and arcs[:, 1]."
         )
     _check_number_of_rows("blank_log_probs", shape)
-    return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], int(max_labels))
+    return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], max_labels)
 
 
 def joint_input_sizes(
@@ -73,22 +70,16 @@ def joint_input_sizes(
     B, T, D = encoder_shape
     if len(predictor_shape) != 3 or (predictor_shape[0], predictor_shape[2]) != (B, D):
         raise ValueError(
-            f"predictor_out has shape {predictor_shape} and encoder_out {encoder_shape}; {expected}, "
-            "of the same B and D."
+            f"predictor_out has shape {predictor_shape} and encoder_out {encoder_shape}; "
+            f"{expected}, of the same B and D."
         )
     if predictor_shape[1] < 1:
         raise ValueError(
             f"predictor_out has shape {predictor_shape}, which is (B, U+1, D) with U+1 = 0; there "
             "is one position more than there are labels. Did you leave out the start symbol?"
         )
-    if isinstance(total, bool) or not isinstance(total, Integral):
-        raise TypeError(
-            f"total is {total!r}; expected a Python integer, which is static: the number of rows, "
-            "at least packed_size(logit_lengths, label_lengths)."
-        )
-    if not 0 <= total <= _MOST_ROWS:
-        raise ValueError(f"total is {total}; expected 0 <= total <= {_MOST_ROWS}.")
-    return Sizes((B,), T, predictor_shape[1] - 1), int(total)
+    rows = "the number of rows, packed_size(logit_lengths, label_lengths) or more"
+    return Sizes((B,), T, predictor_shape[1] - 1), _static_count("total", total, rows)
 
 
 def checked_utterances(
@@ -166,6 +157,17 @@ def _batch_of(name: str, lengths: Any) -> int:
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,).")
     return array.shape[0]
+
+
+def _static_count(name: str, value: Any, meaning: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{name} is {value!r}; expected a Python integer, which is static: {meaning}."
+        )
+    count = int(value)
+    if not 0 <= count <= _MOST_ROWS:
+        raise ValueError(f"{name} is {count}; expected 0 <= {name} < 2**31 - 1: {meaning}.")
+    return count
 
 
 def _check_number_of_rows(name: str, shape: tuple[int, ...]) -> None:

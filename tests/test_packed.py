@@ -9,14 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import NATIVE_AND_SOME_XLA, Options, assert_loss_close, dtypes, each_topology, name, some_xla
+from cases import (
+    NATIVE_AND_SOME_XLA,
+    Options,
+    assert_loss_close,
+    dtypes,
+    each_topology,
+    name,
+)
 from packed_cases import PackedBatch, pack, packed_function, random_packed, rows_of, run_packed
 
 import jax_rnnt
 from jax_rnnt._native.platforms import KERNELS
 
-# (B, T, U, V): ordinary, without labels, one frame, one class beside blank, wide rows of classes
-SHAPES = [(5, 7, 4, 6), (3, 6, 0, 5), (2, 1, 3, 4), (4, 40, 21, 2), (3, 9, 5, 67)]
+# (B, T, U, V): ordinary, without labels, one frame, one class beside blank, wide rows of classes,
+# many utterances
+SHAPES = [(5, 7, 4, 6), (3, 6, 0, 5), (2, 1, 3, 4), (4, 40, 21, 2), (3, 9, 5, 67), (90, 3, 2, 4)]
 CASES = [
     pytest.param(i, o, shape, id=f"{i}-{name(o)}-{shape}")
     for shapes, implementations in ((SHAPES, "native"), (SHAPES[:1], "xla"))
@@ -25,6 +33,20 @@ CASES = [
     if i == implementations
 ]
 EVERYTHING: Options = {"fastemit_lambda": 0.3, "delay_penalty": 0.1, "clamp": 0.05}
+
+
+def promised(dtype: Any) -> float:
+    return 1e-12 if dtype == np.float64 else 1e-5
+
+
+def check_packed(
+    batch: PackedBatch, wanted: oracles.LogitsResult, implementation: str, options: Options
+) -> None:
+    """Loss and gradient, in the dtype of the logits; zero in the rows that are left over."""
+    found = run_packed(batch, implementation, **options)
+    assert found[1].dtype == batch.logits.dtype
+    assert_close(found, wanted, promised(batch.logits.dtype))
+    assert (found[1][-3:] == 0).all()
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float) -> None:
@@ -42,12 +64,9 @@ def test_values(implementation: str, topology: Options, shape: tuple[int, ...]) 
     for dtype in dtypes(implementation, np.float32):
         rng = np.random.default_rng(0)
         batch, wanted = random_packed(rng, *shape, dtype=dtype, **topology)
-        found = run_packed(batch, implementation, **topology)
-        assert found[1].dtype == dtype
-        assert_close(found, wanted, 1e-12 if dtype == np.float64 else 1e-5)
-        assert (found[1][-3:] == 0).all()
+        check_packed(batch, wanted, implementation, topology)
     score = jax.jit(packed_function(implementation, **topology))(*batch)  # forward alone
-    np.testing.assert_allclose(score, found[0], rtol=1e-12 if dtype == np.float64 else 1e-6)
+    assert_loss_close(np.asarray(score), wanted.loss, promised(batch.logits.dtype))
 
 
 @pytest.mark.parametrize("normalization", ["softmax", "hat", "none"])
@@ -128,15 +147,21 @@ def test_from_arcs(implementation: str, topology: Options) -> None:
 
 # Utterances whose workspace is too small to keep all of alpha: few labels beside many that there
 # might be, and many labels in few frames; and so many blocks of fronts that some are partial.
-SKEWED = [([70, 1, 33], [0, 0, 1], 3), ([2, 130, 17], [90, 2, 5], 90), ([49, 1, 64], [40, 0, 7], 40)]
+SKEWED = [
+    ([70, 1, 33], [0, 0, 1], 3),
+    ([2, 130, 17], [90, 2, 5], 90),
+    ([49, 1, 64], [40, 0, 7], 40),
+]
 
 
 @pytest.mark.parametrize(("frames", "labels", "max_labels"), SKEWED, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_skewed_lattices(
-    frames: list[int], labels: list[int], max_labels: int, dtype: Any
-) -> None:
+def test_skewed_lattices(frames: list[int], labels: list[int], max_labels: int, dtype: Any) -> None:
     """Loss and posteriors of lattices that are much longer than wide, and wider than long."""
+    check_skewed(frames, labels, max_labels, dtype)
+
+
+def check_skewed(frames: list[int], labels: list[int], max_labels: int, dtype: Any) -> None:
     t, u = np.array(frames), np.array(labels)
     size = (2, len(t), t.max(), u.max() + 1)
     padded = -np.random.default_rng(5).exponential(size=size).astype(dtype).astype(np.float64)
@@ -146,7 +171,7 @@ def test_skewed_lattices(
     loss, posteriors = jax_rnnt.rnnt_loss_packed_from_arcs(
         blank, label, t, u, max_labels=max_labels, return_posteriors=True, implementation="native"
     )
-    tolerance = 1e-12 if dtype == np.float64 else 1e-5
+    tolerance = promised(dtype)
     np.testing.assert_allclose(loss, wanted.loss, rtol=tolerance)
     for found, plane in zip(posteriors, wanted.posteriors, strict=True):
         error = np.linalg.norm(np.asarray(found, np.float64) - pack(plane, t, u, rows))
@@ -162,7 +187,7 @@ def test_workspace_is_linear_in_rows() -> None:
             assert of_utterance <= 3 * 101**2
 
 
-# ------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 LARGE = 2**31 - 1
 BAD_VALUES = [
@@ -245,7 +270,9 @@ def test_nothing_to_do(implementation: str, count: int) -> None:
     """No utterances, or none with frames; no rows at all, or padding alone."""
     for rows in (0, 5):
         zeros = np.zeros(count, np.int32)
-        batch = PackedBatch(np.full((rows, V), np.nan), np.zeros((count, U), np.int32), zeros, zeros)
+        batch = PackedBatch(
+            np.full((rows, V), np.nan), np.zeros((count, U), np.int32), zeros, zeros
+        )
         loss, grad = run_packed(batch, implementation)
         assert (loss == 0).all() and loss.shape == (count,)
         assert (grad == 0).all() and grad.shape == (rows, V)
@@ -301,5 +328,3 @@ def test_errors_of_arcs(change: dict[str, Any], error: type[Exception], message:
     }  # fmt: skip
     with pytest.raises(error, match=f"(?s){message}"):
         jax_rnnt.rnnt_loss_packed_from_arcs(**{**good, **change})
-
-

@@ -1,4 +1,4 @@
-"""`pack_joint_inputs` and `packed_size` against a loop over cells; a joint network on no padding."""
+"""`pack_joint_inputs` and `packed_size` against a loop over cells; a joint network on rows."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_loss_of_a_joint_network() -> None:
         return jax_rnnt.rnnt_loss(logits, labels, FRAMES, labels_of, reduction="sum")
 
     arguments = encoder, predictor, weights
-    found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments) for f in (packed, padded))
+    found, wanted = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments) for f in (packed, padded)
+    )
     close(found, wanted)
 
 

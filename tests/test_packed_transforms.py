@@ -55,12 +55,14 @@ def wanted_of(batches: list[PackedBatch]) -> Any:
 
 
 def test_eager_and_vmap(implementation: str) -> None:
-    """Op by op; the gradient of a vmapped loss, the vmapped gradient, an operand shared."""
+    """The vmapped gradient; op by op, the gradient of a vmapped loss, an operand shared."""
     function = packed_function(implementation)
     wanted = wanted_of(BATCHES[:3])
-    close(function(*BATCHES[0]), wanted[0][0])
     many = stacked(BATCHES[:3])
     close(jax.jit(jax.vmap(value_and_grad(function)))(*many), wanted)
+    if implementation == "xla":
+        return  # the rest is the same but for the ops
+    close(function(*BATCHES[0]), wanted[0][0])
     grad = jax.jit(jax.grad(lambda x: jax.vmap(function)(x, *many[1:]).sum()))(many.logits)
     close(grad, wanted[1])
     one = BATCHES[0]
@@ -126,7 +128,8 @@ def test_sharded_rows(devices: list[jax.Device], axis_type: AxisType) -> None:
         assert grad.sharding.is_equivalent_to(logits.sharding, 2)
         text = both.lower(logits, *rest).compile().as_text()
     assert text is not None
-    assert not re.search(r"all-(gather|reduce|to-all)\S* = f64\[[0-9,]*" + f"{N},(1,1,)?{V}]", text)
+    collectives = re.findall(r"= (\S+)\{\S* (?:all|collective|reduce-scatter)\S*\(", text)
+    assert set(collectives) == {f"f64[{N}]"}
 
 
 def test_tpu_lowering() -> None:
@@ -139,8 +142,9 @@ def test_tpu_lowering() -> None:
 def test_native_memory() -> None:
     """Beside logits and gradient, a few planes of rows."""
     rows, classes = 40_000, 200
-    types = jax.ShapeDtypeStruct((rows, classes), jnp.float32), *(
-        jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 50), (8,), (8,))
+    types = (
+        jax.ShapeDtypeStruct((rows, classes), jnp.float32),
+        *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 50), (8,), (8,))),
     )
     compiled = jax.jit(value_and_grad(packed_function("native"))).lower(*types).compile()
     memory: Any = compiled.memory_analysis()

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import banded, packed_lattice as packed_lattice_in_jax, reference
+from .. import banded, reference
+from .. import packed_lattice as packed_lattice_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive

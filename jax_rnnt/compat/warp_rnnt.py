@@ -48,7 +48,7 @@ def rnnt_loss(
       compact: packed log-probabilities and labels, see `jax_rnnt.rnnt_loss_packed`.
     """
     static_bool("gather", gather)
-    reduction = one_of("reduction", "none" if reduction is None else reduction, Reduction)
+    how: Reduction = one_of("reduction", "none" if reduction is None else reduction, Reduction)
     lengths = as_array("frames_lengths", frames_lengths), as_array("labels_lengths", labels_lengths)
     if static_bool("compact", compact):
         most = most_labels(labels, lengths[1])
@@ -80,4 +80,4 @@ def rnnt_loss(
         )
     if static_bool("average_frames", average_frames):
         loss = loss / jnp.maximum(jnp.asarray(lengths[0]), 1).astype(loss.dtype)
-    return reduce_losses(loss, reduction, None)
+    return reduce_losses(loss, how, None)
