@@ -30,47 +30,43 @@ JAX_RNNT_INLINE CellRange cells_of_frame(const ArcsForward& p, const Bounds& bou
 }
 
 template <class In>
-void arcs_forward_frame(const ArcsForward& p, int64_t item) {
+JAX_RNNT_INLINE void fill_padding(const ArcsForward& p, int64_t begin, int64_t end) {
+  using T = Accumulator<In>;
+  for (int64_t cell = begin; cell < end; ++cell) {
+    static_cast<T*>(p.blank)[cell] = static_cast<T*>(p.label)[cell] = T(-__builtin_inf());
+    static_cast<T*>(p.denominators)[cell] = 0;
+  }
+}
+
+// Arcs of neighbouring cells, all of them visited. `label_of` gives a cell's label, or -1.
+template <class In, class LabelOf>
+JAX_RNNT_INLINE void arcs_forward_cells(const ArcsForward& p, int64_t begin, int64_t end,
+                                        LabelOf label_of) {
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
   constexpr int kRows = 64;  // rows whose logarithms are taken together
-  const int64_t b = item / p.frames, V = p.classes;
-  const Bounds& bounds = p.bounds[b];
-  const CellRange range = cells_of_frame(p, bounds, item % p.frames);
-  const In* logits = static_cast<const In*>(p.logits) + item * p.cells * V;
-  const RowReader<In> read{static_cast<const In*>(p.logits) + p.batch * p.frames * p.cells * V};
-  const int32_t* labels = p.labels + b * p.labels_per_utterance;
-  T* blank_out = static_cast<T*>(p.blank) + item * p.cells;
-  T* label_out = static_cast<T*>(p.label) + item * p.cells;
-  T* denominator_out = static_cast<T*>(p.denominators) + item * p.cells;
+  const int64_t V = p.classes;
+  const In* logits = static_cast<const In*>(p.logits);
+  const RowReader<In> read{logits + p.batch * p.frames * p.cells * V};
   const T minus_inf = T(-__builtin_inf());
   In forbidden;
   store_scalar(&forbidden, minus_inf);
-  const auto fill_padding = [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) {
-      blank_out[u] = label_out[u] = minus_inf;
-      denominator_out[u] = 0;
-    }
-  };
-  fill_padding(0, range.begin);
-  fill_padding(range.end, p.cells);
-  for (int64_t u0 = range.begin; u0 < range.end; u0 += kRows) {
-    const int rows = range.end - u0 < kRows ? int(range.end - u0) : kRows;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int rows = end - first < kRows ? int(end - first) : kRows;
     T max[kRows], sum[kRows], blank[kRows], label[kRows];
     In blank_scores[kRows], label_scores[kRows];
     if (p.normalization == Normalization::kSoftmax) {
-      log_sum_exp_of_rows<false>(logits + u0 * V, rows, V, -1, read, max, sum);
+      log_sum_exp_of_rows<false>(logits + first * V, rows, V, -1, read, max, sum);
     } else if (p.normalization == Normalization::kHat) {
-      log_sum_exp_of_rows<true>(logits + u0 * V, rows, V, p.blank_id, read, max, sum);
+      log_sum_exp_of_rows<true>(logits + first * V, rows, V, p.blank_id, read, max, sum);
     } else {
       for (int r = 0; r < rows; ++r) max[r] = 0, sum[r] = 1;
     }
     // After the sums, which have brought the rows into the cache in order. Numbers of 16 bits are
     // converted below, many at once.
     for (int r = 0; r < rows; ++r) {
-      const In* x = logits + (u0 + r) * V;
-      const int64_t u = u0 + r;
-      const int64_t k = u < bounds.label_end ? labels[u] : -1;
+      const In* x = logits + (first + r) * V;
+      const int64_t k = label_of(first + r);
       blank_scores[r] = x[p.blank_id];
       label_scores[r] = 0 <= k && k < V ? x[k] : forbidden;
     }
@@ -100,11 +96,50 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
       store(blank + r, log_blank);
       store(label + r, log_label);
     }
-    __builtin_memcpy(blank_out + u0, blank, rows * sizeof(T));
-    __builtin_memcpy(label_out + u0, label, rows * sizeof(T));
-    __builtin_memcpy(denominator_out + u0, max, rows * sizeof(T));
-    // A last cell without label arc: whatever a NaN in its row made of it.
-    if (u0 + rows > bounds.label_end) label_out[bounds.label_end] = minus_inf;
+    __builtin_memcpy(static_cast<T*>(p.blank) + first, blank, rows * sizeof(T));
+    __builtin_memcpy(static_cast<T*>(p.label) + first, label, rows * sizeof(T));
+    __builtin_memcpy(static_cast<T*>(p.denominators) + first, max, rows * sizeof(T));
+  }
+}
+
+template <class In>
+void arcs_forward_frame(const ArcsForward& p, int64_t item) {
+  using T = Accumulator<In>;
+  const int64_t b = item / p.frames, cell = item * p.cells;
+  const Bounds& bounds = p.bounds[b];
+  const CellRange range = cells_of_frame(p, bounds, item % p.frames);
+  const int32_t* labels = p.labels + b * p.labels_per_utterance;
+  fill_padding<In>(p, cell, cell + range.begin);
+  fill_padding<In>(p, cell + range.end, cell + p.cells);
+  arcs_forward_cells<In>(p, cell + range.begin, cell + range.end, [&](int64_t i) {
+    return i - cell < bounds.label_end ? labels[i - cell] : int32_t{-1};
+  });
+  // A last cell without label arc: whatever a NaN in its row made of it.
+  if (range.end > bounds.label_end) {
+    static_cast<T*>(p.label)[cell + bounds.label_end] = T(-__builtin_inf());
+  }
+}
+
+// Utterances of one cell each, which are rows that need not have anything to do with one another:
+// as many at a time as come without padding in between.
+template <class In>
+void arcs_forward_rows(const ArcsForward& p, int64_t begin, int64_t end) {
+  using T = Accumulator<In>;
+  const auto visited = [&](int64_t i) {
+    const CellRange range = cells_of_frame(p, p.bounds[i], 0);
+    return range.begin < range.end;
+  };
+  while (begin < end) {
+    int64_t stop = begin;
+    while (stop < end && visited(stop)) ++stop;
+    arcs_forward_cells<In>(p, begin, stop, [&](int64_t i) {
+      return p.bounds[i].label_end > 0 ? p.labels[i] : int32_t{-1};
+    });
+    for (int64_t i = begin; i < stop; ++i) {
+      if (p.bounds[i].label_end == 0) static_cast<T*>(p.label)[i] = T(-__builtin_inf());
+    }
+    for (begin = stop; begin < end && !visited(begin);) ++begin;
+    fill_padding<In>(p, stop, begin);
   }
 }
 

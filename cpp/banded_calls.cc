@@ -57,15 +57,7 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
                   int64_t topology, double delay_penalty, int64_t num_labels) {
   JAX_RNNT_RETURN_IF_ERROR(decode(params, dtype, blank, label, starts, bounds, log_likelihood,
                                   workspace, topology, delay_penalty, num_labels));
-  for (AnyResult plane : {blank_posteriors, label_posteriors}) {
-    if (elements(plane->dimensions()) != elements(blank.dimensions()) ||
-        plane->element_type() != blank.element_type()) {
-      return shape_error("posteriors", plane->dimensions(), "blank's shape and dtype");
-    }
-  }
-  params.blank_posteriors = blank_posteriors->untyped_data();
-  params.label_posteriors = label_posteriors->untyped_data();
-  return ffi::Error::Success();
+  return decode_posteriors(params, blank, blank_posteriors, label_posteriors);
 }
 
 ffi::Error check_workspace(const BandedLattice& params, int64_t needed_elements) {

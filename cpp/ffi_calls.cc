@@ -71,6 +71,7 @@ ffi::Error decode_lattice(Lattice& params, DType& dtype, const ffi::AnyBuffer& b
       .batch = batch,
       .frames = dims[leading],
       .cells = dims[leading + 1],
+      .packed = {},
       .topology = Topology(topology),
       .final_blank = final_blank,
       .delay_penalty = delay_penalty,
@@ -167,15 +168,7 @@ ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyB
                   bool final_blank, double delay_penalty) {
   JAX_RNNT_RETURN_IF_ERROR(decode_lattice(params, dtype, blank, label, bounds, *log_likelihood,
                                           *workspace, topology, final_blank, delay_penalty));
-  for (AnyResult plane : {blank_posteriors, label_posteriors}) {
-    if (elements(plane->dimensions()) != elements(blank.dimensions()) ||
-        plane->element_type() != blank.element_type()) {
-      return shape_error("posteriors", plane->dimensions(), "blank's shape and dtype");
-    }
-  }
-  params.blank_posteriors = blank_posteriors->untyped_data();
-  params.label_posteriors = label_posteriors->untyped_data();
-  return ffi::Error::Success();
+  return decode_posteriors(params, blank, blank_posteriors, label_posteriors);
 }
 
 ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,

@@ -55,6 +55,21 @@ inline ffi::Error check_bounds(const Int32Buffer& bounds, int64_t batch) {
   return ffi::Error::Success();
 }
 
+// The two planes of posteriors, alike to those of the arcs.
+template <class Params>
+ffi::Error decode_posteriors(Params& params, const ffi::AnyBuffer& arcs, AnyResult blank,
+                             AnyResult label) {
+  for (AnyResult plane : {blank, label}) {
+    if (elements(plane->dimensions()) != elements(arcs.dimensions()) ||
+        plane->element_type() != arcs.element_type()) {
+      return shape_error("posteriors", plane->dimensions(), "the arcs' shape and dtype");
+    }
+  }
+  params.blank_posteriors = blank->untyped_data();
+  params.label_posteriors = label->untyped_data();
+  return ffi::Error::Success();
+}
+
 inline ffi::Error check_workspace(int64_t batch, int64_t elements, int64_t needed) {
   if (batch == 0 || elements >= needed) return ffi::Error::Success();
   return ffi::Error::InvalidArgument("jax_rnnt: workspace has " + std::to_string(elements) +

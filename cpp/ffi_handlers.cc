@@ -3,6 +3,7 @@
 #include "banded_calls.h"
 #include "dispatch.h"
 #include "memory.h"
+#include "packed_calls.h"
 #include "parallel.h"
 
 namespace jax_rnnt {
@@ -41,24 +42,41 @@ constexpr auto arcs_bwd = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
-constexpr auto lattice = [](Pool pool, auto... operands) -> ffi::Error {
-  Lattice p;
-  DType dtype;
-  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
-  const bool with_posteriors = p.blank_posteriors != nullptr;
-  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
-      p, lattice_workspace_elements(p.frames, p.cells, p.topology, with_posteriors)));
-  const int64_t plane_bytes = p.batch * p.frames * p.cells * bytes_of(dtype);
-  prefer_huge_pages(p.workspace, p.batch * p.workspace_elements * bytes_of(dtype));
-  if (with_posteriors) {
+// All utterances of `planes` planes of as many cells.
+ffi::Error run_lattice(Pool& pool, const Lattice& p, DType dtype, int64_t planes, int64_t cells) {
+  const int64_t plane_bytes = planes * cells * bytes_of(dtype);
+  prefer_huge_pages(p.workspace, planes * p.workspace_elements * bytes_of(dtype));
+  if (p.blank_posteriors != nullptr) {
     prefer_huge_pages(p.blank_posteriors, plane_bytes);
     prefer_huge_pages(p.label_posteriors, plane_bytes);
   }
   const Kernels& kernels = active_kernels();
   // A cell costs a few nanoseconds, as much as streaming some tens of bytes.
-  parallel_for(pool, p.batch, p.frames * p.cells * 64,
+  parallel_for(pool, p.batch, p.batch == 0 ? 0 : planes * cells / p.batch * 64,
                [&](int64_t begin, int64_t end) { kernels.lattice(p, dtype, begin, end); });
   return ffi::Error::Success();
+}
+
+constexpr auto lattice = [](Pool pool, auto... operands) -> ffi::Error {
+  Lattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
+      p, lattice_workspace_elements(p.frames, p.cells, p.topology, p.blank_posteriors != nullptr)));
+  return run_lattice(pool, p, dtype, p.batch, p.frames * p.cells);
+};
+
+constexpr auto packed_lattice = [](Pool pool, auto... operands) -> ffi::Error {
+  Lattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  const bool with_posteriors = p.blank_posteriors != nullptr;
+  JAX_RNNT_RETURN_IF_ERROR(divide_workspace(p, packed_workspace(p.cells, with_posteriors)));
+  if (p.batch == 0 && with_posteriors) {  // rows of no utterance
+    const size_t bytes = p.packed.planes * p.packed.rows * bytes_of(dtype);
+    for (void* plane : {p.blank_posteriors, p.label_posteriors}) __builtin_memset(plane, 0, bytes);
+  }
+  return run_lattice(pool, p, dtype, p.packed.planes, p.packed.rows);
 };
 
 constexpr auto banded_lattice = [](Pool pool, auto... operands) -> ffi::Error {
@@ -80,6 +98,9 @@ XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(packed_lattice_handler, packed_lattice, packed_lattice_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(packed_lattice_score_handler, packed_lattice,
+                       packed_lattice_score_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Pool>());
@@ -92,6 +113,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
       {"jax_rnnt_lattice", lattice_handler},
       {"jax_rnnt_lattice_score", lattice_score_handler},
+      {"jax_rnnt_packed_lattice", packed_lattice_handler},
+      {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
   };

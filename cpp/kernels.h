@@ -73,9 +73,19 @@ struct ArcsBackward {
   void* gradient;             // as logits
 };
 
+// Packed rows: instead of a plane of its own, each of a number of utterances has as many of a
+// plane's N rows as it has cells, (frame_end, label_end + 1), one utterance after another. It has
+// `per_row` elements of workspace for each row, and `per_utterance` besides.
+struct PackedRows {
+  int64_t planes, rows, utterances;  // N rows a plane, and so many utterances
+  const int32_t* offsets;            // (batch,), an utterance's first row; null: planes of (T, W)
+  int64_t per_row, per_utterance;
+};
+
 // The recursion over arcs, for one batch.
 struct Lattice {
-  int64_t batch, frames, cells;
+  int64_t batch, frames, cells;  // packed rows: no utterance has more cells a frame, or N frames
+  PackedRows packed;
   Topology topology;
   bool final_blank;        // modified: the last frame has a blank arc only
   double delay_penalty;    // added to label arcs, times (frame_end - 1) / 2 - t
@@ -85,8 +95,32 @@ struct Lattice {
   void* log_likelihood;    // (batch,)
   void* blank_posteriors;  // plane, or null when only the log-likelihood is wanted
   void* label_posteriors;
-  void* workspace;  // (batch, workspace_elements)
+  void* workspace;  // (batch, workspace_elements); packed rows: (batch / utterances, same)
   int64_t workspace_elements;
+
+#define JAX_RNNT_MEMBER __attribute__((always_inline)) JAX_RNNT_HOST_DEVICE
+  // Cells from one frame of an utterance to the next.
+  JAX_RNNT_MEMBER int64_t stride(const Bounds& of) const {
+    return packed.offsets == nullptr ? cells : int64_t(of.label_end) + 1;
+  }
+  // Whether the utterance lies within the planes; if so, where its cells and workspace begin.
+  JAX_RNNT_MEMBER bool valid(int64_t b) const {
+    const Bounds& of = bounds[b];
+    if (!of.valid(frames, cells - 1)) return false;
+    if (packed.offsets == nullptr) return true;
+    const int64_t offset = packed.offsets[b];
+    return 0 <= offset && of.frame_end * stride(of) <= packed.rows - offset;
+  }
+  JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const {
+    if (packed.offsets == nullptr) return b * frames * cells;
+    return b / packed.utterances * packed.rows + packed.offsets[b];
+  }
+  JAX_RNNT_MEMBER int64_t first_workspace_element(int64_t b) const {
+    if (packed.offsets == nullptr) return b * workspace_elements;
+    return b / packed.utterances * workspace_elements + packed.offsets[b] * packed.per_row +
+           b % packed.utterances * packed.per_utterance;
+  }
+#undef JAX_RNNT_MEMBER
 };
 
 // The recursion over the arcs of a band, for one batch: the S cells of frame t are those of label
@@ -117,6 +151,12 @@ struct BandedLattice {
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors);
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors);
+
+// Likewise of utterances in packed rows, none of which has more cells a frame.
+struct PackedWorkspace {
+  int64_t per_row, per_utterance;
+};
+PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors);
 
 // Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
 // the lattice, for the banded lattice as many utterances as a vector has lanes. Each function does

@@ -19,180 +19,9 @@
 #pragma once
 
 #include "extended.h"
-#include "kernels.h"
-#include "lattice_layout.h"
+#include "lattice_tiles.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
-
-// One utterance's trellis in relative (n, u) coordinates, and where its arcs lie in the planes.
-template <class T>
-struct Trellis {
-  int64_t frames, labels, fronts;  // T, U, N
-  bool regular, constrained;
-  bool last_arc_is_blank;
-  int64_t first_frame;
-  double frame_end;
-  double delay_penalty;
-  int64_t plane_stride;      // W of the plane
-  const T *blank, *label;    // of cell (0, 0)
-  T *blank_out, *label_out;  // likewise
-
-  // Nodes of front n that a complete path can visit.
-  int64_t lowest(int64_t n) const {
-    const int64_t u = n == fronts ? labels : labels - (fronts - n) + last_arc_is_blank;
-    return u > 0 ? u : 0;
-  }
-  int64_t highest(int64_t n) const { return n < labels ? n : labels; }
-  bool feasible() const { return lowest(0) == 0; }
-};
-
-// A tile holds kBlock fronts of arcs (later of posteriors), front-major.
-template <class T>
-struct Tile {
-  T *blank, *label;  // element (front n0, u = 0)
-  int64_t stride;
-};
-
-// Rows of a plane, of which the fronts [n0, n1) take up whole pieces: one label cell of each front.
-// A regular lattice turns L of them at a time, as squares of registers, into L vectors of the tile;
-// element by element this copying would take longer than the recursion itself.
-struct RowRange {
-  int64_t begin, end;
-};
-
-template <class T>
-JAX_RNNT_INLINE RowRange whole_rows(const Trellis<T>& trellis, int64_t n0, int64_t n1) {
-  const int64_t begin = n1 > trellis.labels ? n1 - trellis.labels : 0;
-  const int64_t last_frame = trellis.frames - 1;  // its blank arcs are special
-  const int64_t end = n0 + 1 < last_frame ? n0 + 1 : last_frame;
-  if (!trellis.regular || n1 - n0 != kBlock || end <= begin) return {0, 0};
-  return {begin, begin + (end - begin) / kLanes<T> * kLanes<T>};
-}
-
-// Calls body(row, column, tile_row, tile_column) for every square of lanes in the whole rows:
-// element (row - i, column + i + j) of the plane is element (tile_row + j, tile_column + i + j) of
-// the tile.
-template <class T, class Body>
-JAX_RNNT_INLINE void for_each_square(RowRange rows, int64_t n0, Body body) {
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t t = rows.begin; t < rows.end; t += L) {
-    for (int64_t k = 0; k < kBlock; k += L) {
-      const int64_t last = t + L - 1;
-      body(last, n0 + k - last, k);
-    }
-  }
-}
-
-// Calls body(front, t, u_begin, u_end) for the pieces of all other plane rows that hold cells of
-// the fronts [n0, n1): u_end - u_begin cells of row t, the first of them on front `front`.
-template <class T, class Body>
-JAX_RNNT_INLINE void for_each_piece(const Trellis<T>& trellis, int64_t n0, int64_t n1,
-                                    RowRange skipped, Body body) {
-  if (!trellis.regular) {
-    for (int64_t n = n0; n < n1; ++n) body(n, n, trellis.lowest(n), trellis.highest(n) + 1);
-    return;
-  }
-  const int64_t first = n0 > trellis.labels ? n0 - trellis.labels : 0;
-  const int64_t last = n1 < trellis.frames ? n1 : trellis.frames;
-  for (int64_t t = first; t < last; ++t) {
-    if (skipped.begin <= t && t < skipped.end) t = skipped.end;
-    if (t >= last) break;
-    const int64_t begin = n0 > t ? n0 - t : 0;
-    const int64_t end = n1 - t < trellis.labels + 1 ? n1 - t : trellis.labels + 1;
-    body(t + begin, t, begin, end);
-  }
-}
-
-template <class T>
-JAX_RNNT_INLINE T delay_of_frame(const Trellis<T>& trellis, int64_t t) {
-  return T(trellis.delay_penalty * ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
-}
-
-// Copies the arcs of the fronts [n0, n1) into the tile; arcs on no complete path become -inf.
-template <class T>
-void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
-  constexpr int L = kLanes<T>;
-  const T minus_inf = T(-__builtin_inf());
-  for (int64_t i = -kPadding; i < (n1 - n0) * tile.stride - kPadding; ++i) {
-    tile.blank[i] = tile.label[i] = minus_inf;
-  }
-  const RowRange whole = whole_rows(trellis, n0, n1);
-  for_each_square<T>(whole, n0, [&](int64_t row, int64_t column, int64_t front) {
-    Vec<T> blank[L], label[L];
-    for (int i = 0; i < L; ++i) {
-      const int64_t cell = (row - i) * trellis.plane_stride + column + i;
-      blank[i] = load<Vec<T>>(trellis.blank + cell);
-      label[i] = load<Vec<T>>(trellis.label + cell) + delay_of_frame(trellis, row - i);
-    }
-    transpose<T>(blank);
-    transpose<T>(label);
-    for (int j = 0; j < L; ++j) {
-      const int64_t element = (front + j) * tile.stride + column + j;
-      store(tile.blank + element, blank[j]);
-      store(tile.label + element, label[j]);
-    }
-  });
-  const int64_t step = tile.stride * trellis.regular + 1;  // from cell (t, u) to (t, u + 1)
-  for_each_piece(trellis, n0, n1, whole, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
-    const T* blank = trellis.blank + t * trellis.plane_stride;
-    const T* label = trellis.label + t * trellis.plane_stride;
-    T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;
-    T* label_tile = tile.label + (front - n0) * tile.stride + begin;
-    const T delay = delay_of_frame(trellis, t);
-    // A blank arc is dead where too few fronts are left for the labels that remain.
-    const int64_t lowest_next = !trellis.regular          ? trellis.lowest(front + 1)
-                                : t == trellis.frames - 1 ? trellis.labels
-                                                          : 0;
-    const int64_t blank_begin = lowest_next > begin ? lowest_next : begin;
-    const int64_t label_end = end < trellis.labels ? end : trellis.labels;
-    for (int64_t u = blank_begin; u < end; ++u) blank_tile[(u - begin) * step] = blank[u];
-    for (int64_t u = begin; u < label_end; ++u) label_tile[(u - begin) * step] = label[u] + delay;
-    if (trellis.constrained) {
-      for (int64_t u = begin; u < label_end; ++u) label_tile[(u - begin) * step] += blank[u + 1];
-    }
-  });
-}
-
-// Writes the tile, now posteriors, to the output planes, each front times its scale.
-template <class T>
-void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
-                const T* scale) {
-  constexpr int L = kLanes<T>;
-  const RowRange whole = whole_rows(trellis, n0, n1);
-  for_each_square<T>(whole, n0, [&](int64_t row, int64_t column, int64_t front) {
-    Vec<T> blank[L], label[L];
-    for (int j = 0; j < L; ++j) {
-      const int64_t element = (front + j) * tile.stride + column + j;
-      blank[j] = load<Vec<T>>(tile.blank + element) * scale[front + j];
-      label[j] = load<Vec<T>>(tile.label + element) * scale[front + j];
-    }
-    transpose<T>(blank);
-    transpose<T>(label);
-    for (int i = 0; i < L; ++i) {
-      const int64_t cell = (row - i) * trellis.plane_stride + column + i;
-      store(trellis.blank_out + cell, blank[i]);
-      store(trellis.label_out + cell, label[i]);
-    }
-  });
-  const int64_t step = tile.stride * trellis.regular + 1;
-  for_each_piece(trellis, n0, n1, whole, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
-    T* blank = trellis.blank_out + t * trellis.plane_stride;
-    T* label = trellis.label_out + t * trellis.plane_stride;
-    const T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;
-    const T* label_tile = tile.label + (front - n0) * tile.stride + begin;
-    const T* s = scale + (front - n0);
-    for (int64_t u = begin; u < end; ++u) {
-      const T front_scale = s[trellis.regular ? u - begin : 0];
-      blank[u] = blank_tile[(u - begin) * step] * front_scale;
-      label[u] = label_tile[(u - begin) * step] * front_scale;
-    }
-    if (trellis.constrained) {
-      // A constrained label arc is l(t, u) + b(t, u + 1): it is an occurrence of both.
-      const int64_t label_end = end < trellis.labels ? end : trellis.labels;
-      for (int64_t u = begin; u < label_end; ++u) blank[u + 1] += label[u];
-    }
-  });
-}
 
 template <class T>
 JAX_RNNT_INLINE VectorRange<T> vectors_of_front(const Trellis<T>& trellis, int64_t n) {
@@ -273,7 +102,9 @@ struct Workspace {
   }
   double* offsets() const { return reinterpret_cast<double*>(memory + layout.offsets); }
   Row<T> alpha(int64_t n) const {
-    const int64_t kept = layout.kept_rows == 2 ? n % 2 : n;
+    int64_t kept = n;
+    if (layout.kept == KeptAlpha::kTwo) kept = n % 2;
+    if (layout.kept == KeptAlpha::kBlocks) kept = n % kBlock ? n % kBlock : kBlock + n / kBlock;
     return {row(layout.alpha_mantissa, kept), integer_row(layout.alpha_exponent, kept)};
   }
   Row<T> beta(int which) const {
@@ -321,6 +152,12 @@ void run_backward(const Trellis<T>& trellis, const Workspace<T>& w, double likel
     const Int<T> bounded = Int<T>(exponent < limit ? exponent : limit);
     T scale[kBlock];
     fill_tile(trellis, n0, n1, tile);
+    if (w.layout.kept == KeptAlpha::kBlocks && n1 < trellis.fronts) {
+      for (int64_t n = n0; n < n1 - 1; ++n) {
+        const int64_t row = (n - n0) * tile.stride;
+        advance(trellis, n, tile.blank + row, tile.label + row, w.alpha(n), w.alpha(n + 1));
+      }
+    }
     for (int64_t n = n1 - 1; n >= n0; --n) {
       const int64_t row = (n - n0) * tile.stride;
       const T sum =
@@ -335,22 +172,56 @@ void run_backward(const Trellis<T>& trellis, const Workspace<T>& w, double likel
   }
 }
 
+// The elements of the planes that utterance b has to write: its plane, or the rows up to those of
+// the next one.
+struct CellsToWrite {
+  int64_t begin, end;
+};
+
+JAX_RNNT_INLINE CellsToWrite cells_to_write(const Lattice& p, int64_t b) {
+  const PackedRows& packed = p.packed;
+  if (packed.offsets == nullptr) return {b * p.frames * p.cells, (b + 1) * p.frames * p.cells};
+  const int64_t item = b / packed.utterances, first = item * packed.utterances;
+  const auto row = [&](int64_t of) {
+    if (of == first) return int64_t{0};
+    const int64_t offset = of < first + packed.utterances ? packed.offsets[of] : packed.rows;
+    return offset < 0 ? 0 : offset < packed.rows ? offset : packed.rows;
+  };
+  return {item * packed.rows + row(b), item * packed.rows + row(b + 1)};
+}
+
+// All fronts of alpha if there is room, as there always is outside of packed rows.
+JAX_RNNT_INLINE LatticeLayout layout_of(const Lattice& p, const Bounds& bounds,
+                                        bool with_posteriors) {
+  const bool regular = p.topology == Topology::kRegular;
+  const KeptAlpha most = with_posteriors ? KeptAlpha::kAll : KeptAlpha::kTwo;
+  if (p.packed.offsets == nullptr) return lattice_layout(p.frames, p.cells, regular, most);
+  const int64_t cells = p.stride(bounds);
+  const LatticeLayout layout = lattice_layout(bounds.frame_end, cells, regular, most);
+  const int64_t room = bounds.frame_end * cells * p.packed.per_row + p.packed.per_utterance;
+  if (layout.total <= room) return layout;
+  return lattice_layout(bounds.frame_end, cells, regular, KeptAlpha::kBlocks);
+}
+
 template <class T>
 void lattice_utterance(const Lattice& p, int64_t b) {
   const Bounds& bounds = p.bounds[b];
   T& log_likelihood = static_cast<T*>(p.log_likelihood)[b];
-  const int64_t plane = b * p.frames * p.cells;
-  const bool with_posteriors = p.blank_posteriors != nullptr;
-  T* blank_out = with_posteriors ? static_cast<T*>(p.blank_posteriors) + plane : nullptr;
-  T* label_out = with_posteriors ? static_cast<T*>(p.label_posteriors) + plane : nullptr;
+  T* const blank_out = static_cast<T*>(p.blank_posteriors);
+  T* const label_out = static_cast<T*>(p.label_posteriors);
+  const bool with_posteriors = blank_out != nullptr;
   if (with_posteriors) {
-    __builtin_memset(blank_out, 0, p.frames * p.cells * sizeof(T));
-    __builtin_memset(label_out, 0, p.frames * p.cells * sizeof(T));
+    const CellsToWrite cells = cells_to_write(p, b);
+    if (cells.begin < cells.end) {
+      __builtin_memset(blank_out + cells.begin, 0, (cells.end - cells.begin) * sizeof(T));
+      __builtin_memset(label_out + cells.begin, 0, (cells.end - cells.begin) * sizeof(T));
+    }
   }
   log_likelihood = T(__builtin_nan(""));
-  if (!bounds.valid(p.frames, p.cells - 1)) return;
+  if (!p.valid(b)) return;
 
-  const int64_t first = bounds.frame_begin * p.cells + bounds.label_begin;
+  const int64_t stride = p.stride(bounds);
+  const int64_t first = p.first_cell(b) + bounds.frame_begin * stride + bounds.label_begin;
   Trellis<T> trellis;
   trellis.frames = bounds.frame_end - bounds.frame_begin;
   trellis.labels = bounds.label_end - bounds.label_begin;
@@ -362,9 +233,9 @@ void lattice_utterance(const Lattice& p, int64_t b) {
   trellis.first_frame = bounds.frame_begin;
   trellis.frame_end = bounds.frame_end;
   trellis.delay_penalty = p.delay_penalty;
-  trellis.plane_stride = p.cells;
-  trellis.blank = static_cast<const T*>(p.blank) + plane + first;
-  trellis.label = static_cast<const T*>(p.label) + plane + first;
+  trellis.plane_stride = stride;
+  trellis.blank = static_cast<const T*>(p.blank) + first;
+  trellis.label = static_cast<const T*>(p.label) + first;
   trellis.blank_out = with_posteriors ? blank_out + first : nullptr;
   trellis.label_out = with_posteriors ? label_out + first : nullptr;
 
@@ -375,8 +246,8 @@ void lattice_utterance(const Lattice& p, int64_t b) {
   }
   if (!trellis.feasible()) return;
 
-  const Workspace<T> workspace{static_cast<T*>(p.workspace) + b * p.workspace_elements,
-                               lattice_layout(p.frames, p.cells, trellis.regular, with_posteriors)};
+  const Workspace<T> workspace{static_cast<T*>(p.workspace) + p.first_workspace_element(b),
+                               layout_of(p, bounds, with_posteriors)};
   const Likelihood<T> likelihood = run_forward(trellis, workspace);
   if (likelihood.mantissa == 0) return;
   log_likelihood =

@@ -1,5 +1,6 @@
 // The Python module jax_rnnt._native._cpu.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -22,6 +23,13 @@ int64_t lattice_workspace_elements(int64_t frames, int64_t cells, int64_t topolo
                                               with_posteriors);
 }
 
+std::pair<int64_t, int64_t> packed_workspace_elements(int64_t cells, int64_t /*topology*/,
+                                                      bool with_posteriors,
+                                                      int64_t /*element_bytes*/) {
+  const auto [per_row, per_utterance] = jax_rnnt::packed_workspace(cells, with_posteriors);
+  return {per_row, per_utterance};
+}
+
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, int64_t /*num_labels*/,
                                   int64_t /*topology*/, bool with_posteriors,
                                   int64_t /*element_bytes*/) {
@@ -36,6 +44,9 @@ NB_MODULE(_cpu, m) {
   m.def("lattice_workspace_elements", &lattice_workspace_elements, nb::arg("frames"),
         nb::arg("cells"), nb::arg("topology"), nb::arg("with_posteriors"), nb::arg("element_bytes"),
         "Workspace of one utterance, in elements of the arcs' dtype.");
+  m.def("packed_workspace_elements", &packed_workspace_elements, nb::arg("cells"),
+        nb::arg("topology"), nb::arg("with_posteriors"), nb::arg("element_bytes"),
+        "Workspace of packed rows, in elements of the arcs' dtype: for each row, each utterance.");
   m.def("banded_workspace_elements", &banded_workspace_elements, nb::arg("frames"),
         nb::arg("cells"), nb::arg("num_labels"), nb::arg("topology"), nb::arg("with_posteriors"),
         nb::arg("element_bytes"),

@@ -24,7 +24,8 @@ BandedLayout banded_layout(int64_t frames, int64_t cells, int64_t labels, Topolo
                            bool with_posteriors, int64_t element_bytes) {
   BandedLayout layout{};
   layout.fronts = frames + (topology == Topology::kRegular ? labels : 0);
-  layout.sweeps = workspace_layout(layout.fronts, cells, false, with_posteriors, element_bytes);
+  layout.sweeps =
+      workspace_layout(layout.fronts, cells, false, with_posteriors, element_bytes, cells);
   layout.blank = round_up(layout.sweeps.total, 4);
   layout.label = layout.blank + layout.fronts * cells;
   layout.corridor = layout.label + layout.fronts * cells;

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../cpp/banded_calls.h"
+#include "../cpp/packed_calls.h"
 #include "kernels.h"
 
 namespace jax_rnnt {
@@ -39,6 +40,15 @@ constexpr auto lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error
   return error_of(cuda::lattice(p, dtype, stream));
 };
 
+constexpr auto packed_lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  Lattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(
+      divide_workspace(p, cuda::packed_workspace(p.cells, p.blank_posteriors != nullptr, dtype)));
+  return error_of(cuda::lattice(p, dtype, stream));
+};
+
 constexpr auto banded_lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error {
   BandedLattice p;
   DType dtype;
@@ -57,6 +67,10 @@ XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Stream>(),
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Stream>(), kTraits);
 
+XLA_FFI_DEFINE_HANDLER(packed_lattice_handler, packed_lattice, packed_lattice_signature<Stream>(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(packed_lattice_score_handler, packed_lattice,
+                       packed_lattice_score_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Stream>(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
@@ -70,6 +84,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
       {"jax_rnnt_lattice", lattice_handler},
       {"jax_rnnt_lattice_score", lattice_score_handler},
+      {"jax_rnnt_packed_lattice", packed_lattice_handler},
+      {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
   };

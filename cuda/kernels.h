@@ -16,6 +16,7 @@ cudaError_t banded_lattice(const BandedLattice& params, DType dtype, cudaStream_
 // Elements of float (double) that one utterance needs as workspace, on any device.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors, DType dtype);
+PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors, DType dtype);
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, int64_t labels, Topology topology,
                                   bool with_posteriors, DType dtype);
 

@@ -1,4 +1,5 @@
-// The transducer recursion on whole planes: two blocks to an utterance, one for each direction.
+// The transducer recursion on planes and packed rows: two blocks to an utterance, one for each
+// direction.
 #include "kernels.h"
 #include "sweep_launch.h"
 
@@ -6,7 +7,7 @@ namespace jax_rnnt::cuda {
 namespace {
 
 // Zeros where no tile is drained: outside of the bounds, or everywhere. The two blocks of an
-// utterance take every other frame.
+// utterance take every other frame of its plane. (Packed rows are zero from the start.)
 template <class T>
 __device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bool inside_too,
                                                  bool odd_frames) {
@@ -23,32 +24,44 @@ __device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bo
   }
 }
 
+// Where an utterance keeps what; in packed rows, where there is one layout for each.
+template <class T>
+__device__ __forceinline__ WorkspaceLayout workspace_of(const Lattice& p,
+                                                        const WorkspaceLayout& of_all, int64_t b) {
+  if (p.packed.offsets == nullptr || !p.valid(b)) return of_all;
+  const Bounds bounds = p.bounds[b];
+  return workspace_layout(bounds.frame_end, p.stride(bounds), p.topology == Topology::kRegular,
+                          p.blank_posteriors != nullptr, sizeof(T), p.cells);
+}
+
 template <class T, Pass kPass, bool kShared>
 __global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
     sweep_kernel(const Lattice p, const SweepLayout layout, const WorkspaceLayout workspace) {
   const int64_t b = blockIdx.x / 2;
   const bool forward = blockIdx.x % 2 == 0;
-  const bool finite =
-      sweep_of_block<kPass, kShared>(trellis_of<T>(p, b), layout, workspace,
-                                     static_cast<T*>(p.workspace) + b * p.workspace_elements,
-                                     p.cells, forward, static_cast<T*>(p.log_likelihood) + b);
-  if constexpr (kPass == Pass::kFromMiddle) clear_posteriors<T>(p, b, !finite, forward);
+  const bool finite = sweep_of_block<kPass, kShared>(
+      trellis_of<T>(p, b), layout, workspace_of<T>(p, workspace, b),
+      static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]), forward,
+      static_cast<T*>(p.log_likelihood) + b);
+  if constexpr (kPass == Pass::kFromMiddle) {
+    if (p.packed.offsets == nullptr) clear_posteriors<T>(p, b, !finite, forward);
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kMostSweepThreads<T, true>)
     score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
   const int64_t b = blockIdx.x;
-  score_of_block(trellis_of<T>(p, b), workspace,
-                 static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells, tile_fronts,
-                 static_cast<T*>(p.log_likelihood) + b);
+  score_of_block(trellis_of<T>(p, b), workspace_of<T>(p, workspace, b),
+                 static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]),
+                 tile_fronts, static_cast<T*>(p.log_likelihood) + b);
 }
 
 template <class T, bool kShared>
 cudaError_t launch_sweeps(const Lattice& p, const SweepLayout& layout, cudaStream_t stream) {
   const bool with_posteriors = p.blank_posteriors != nullptr;
   const WorkspaceLayout workspace = workspace_layout(
-      p.frames, p.cells, p.topology == Topology::kRegular, with_posteriors, sizeof(T));
+      p.frames, p.cells, p.topology == Topology::kRegular, with_posteriors, sizeof(T), p.cells);
   const Grid sweeps = sweep_grid<T, kShared>(p.batch, p.cells, layout);
   if (!with_posteriors) {
     const cudaError_t status =
@@ -77,6 +90,15 @@ cudaError_t launch_lattice(const Lattice& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t lattice(const Lattice& p, DType dtype, cudaStream_t stream) {
+  const PackedRows& packed = p.packed;
+  if (packed.offsets != nullptr && p.blank_posteriors != nullptr && packed.rows > 0) {
+    const size_t bytes =
+        packed.planes * packed.rows * (dtype == DType::kF64 ? sizeof(double) : sizeof(float));
+    for (void* plane : {p.blank_posteriors, p.label_posteriors}) {
+      const cudaError_t status = cudaMemsetAsync(plane, 0, bytes, stream);
+      if (status != cudaSuccess) return status;
+    }
+  }
   if (p.batch == 0) return cudaSuccess;
   return dtype == DType::kF64 ? launch_lattice<double>(p, stream)
                               : launch_lattice<float>(p, stream);
@@ -86,8 +108,13 @@ int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topol
                                    bool with_posteriors, DType dtype) {
   const int64_t element_bytes = dtype == DType::kF64 ? sizeof(double) : sizeof(float);
   return workspace_layout(frames, cells, topology == Topology::kRegular, with_posteriors,
-                          element_bytes)
+                          element_bytes, cells)
       .total;
+}
+
+PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors, DType dtype) {
+  return packed_workspace(cells, with_posteriors,
+                          dtype == DType::kF64 ? int64_t(sizeof(double)) : int64_t(sizeof(float)));
 }
 
 }  // namespace jax_rnnt::cuda

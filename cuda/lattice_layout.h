@@ -1,7 +1,7 @@
 // Where the lattice kernels keep what: one utterance's workspace, and a block's shared memory.
 #pragma once
 
-#include <cstdint>
+#include "../cpp/kernels.h"
 
 namespace jax_rnnt::cuda {
 
@@ -35,11 +35,12 @@ struct SweepLayout {
   int64_t total;
 };
 
-inline constexpr int64_t round_up(int64_t x, int64_t multiple) {
+JAX_RNNT_HOST_DEVICE inline constexpr int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-inline SweepLayout sweep_layout(int64_t cells, int fronts, bool with_posteriors) {
+JAX_RNNT_HOST_DEVICE inline SweepLayout sweep_layout(int64_t cells, int fronts,
+                                                     bool with_posteriors) {
   SweepLayout layout{};
   layout.fronts = fronts;
   // Copying from rows of frames to rows of fronts goes along the tile's diagonals: with this stride
@@ -53,24 +54,39 @@ inline SweepLayout sweep_layout(int64_t cells, int fronts, bool with_posteriors)
   return layout;
 }
 
-inline int64_t stored_rows(int64_t fronts, bool with_posteriors) {
+JAX_RNNT_HOST_DEVICE inline int64_t stored_rows(int64_t fronts, bool with_posteriors) {
   return with_posteriors ? fronts + 2 : 2;
 }
 
-inline WorkspaceLayout workspace_layout(int64_t frames, int64_t cells, bool regular,
-                                        bool with_posteriors, int64_t element_bytes) {
+// Of an utterance with as many cells a frame, or up to `widest`: the tiles are those of the latter.
+JAX_RNNT_HOST_DEVICE inline WorkspaceLayout workspace_layout(int64_t frames, int64_t cells,
+                                                             bool regular, bool with_posteriors,
+                                                             int64_t element_bytes,
+                                                             int64_t widest) {
   const int64_t fronts = regular ? frames + cells - 1 : frames;
   WorkspaceLayout layout{};
   layout.offsets = 0;
   layout.num_offsets = round_up(fronts / kFewestTileFronts + 3, 2);
   layout.rows = 2 * 2 * layout.num_offsets;
   layout.tiles = layout.rows + round_up(2 * cells * stored_rows(fronts, with_posteriors), 4);
-  const int64_t smallest = sweep_layout(cells, kFewestTileFronts, with_posteriors).total;
+  const int64_t smallest = sweep_layout(widest, kFewestTileFronts, with_posteriors).total;
   if (smallest * element_bytes + kStaticSharedBytes > kLeastSharedBytes) {
-    layout.tile_elements = round_up(sweep_layout(cells, kMostTileFronts, with_posteriors).total, 4);
+    layout.tile_elements =
+        round_up(sweep_layout(widest, kMostTileFronts, with_posteriors).total, 4);
   }
   layout.total = layout.tiles + 2 * layout.tile_elements;
   return layout;
+}
+
+// Enough for every utterance of T frames and W <= cells, by T * W rows and by itself: F <= T + W
+// fronts have 4 (F / 2 + 4) elements of offsets and 2 W (F + 2) of nodes.
+inline PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors,
+                                        int64_t element_bytes) {
+  const int64_t tiles =
+      2 * workspace_layout(1, cells, true, with_posteriors, element_bytes, cells).tile_elements;
+  const int64_t offsets = 2 * cells + 16, nodes = 4 * cells + 3;
+  if (!with_posteriors) return {2, round_up(offsets + nodes + tiles, 4)};
+  return {4, round_up(offsets + nodes + 2 * cells * cells + tiles, 4)};
 }
 
 }  // namespace jax_rnnt::cuda

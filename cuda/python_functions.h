@@ -1,6 +1,8 @@
 // What Python needs of the CUDA kernels; also of their emulation in the tests.
 #pragma once
 
+#include <nanobind/stl/pair.h>
+
 #include "../cpp/python_module.h"
 #include "kernels.h"
 
@@ -18,6 +20,16 @@ inline void define_functions(nanobind::module_& m) {
       nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("topology"),
       nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
       "Workspace of one utterance, in elements of the arcs' dtype.");
+  m.def(
+      "packed_workspace_elements",
+      [](int64_t cells, int64_t /*topology*/, bool with_posteriors, int64_t element_bytes) {
+        const auto [per_row, per_utterance] = packed_workspace(
+            cells, with_posteriors, element_bytes == 8 ? DType::kF64 : DType::kF32);
+        return std::pair(per_row, per_utterance);
+      },
+      nanobind::arg("cells"), nanobind::arg("topology"), nanobind::arg("with_posteriors"),
+      nanobind::arg("element_bytes"),
+      "Workspace of packed rows, in elements of the arcs' dtype: for each row, each utterance.");
   m.def(
       "banded_workspace_elements",
       [](int64_t frames, int64_t cells, int64_t num_labels, int64_t topology, bool with_posteriors,

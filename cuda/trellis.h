@@ -54,13 +54,13 @@ struct Trellis {
 template <class T>
 __device__ __forceinline__ Trellis<T> trellis_of(const Lattice& p, int64_t b) {
   const Bounds bounds = p.bounds[b];
-  const int64_t plane = b * p.frames * p.cells;
   Trellis<T> trellis{};
-  if (!bounds.valid(p.frames, p.cells - 1)) {
+  if (!p.valid(b)) {
     trellis.trivial_log_likelihood = not_a_number<T>();
     return trellis;
   }
-  const int64_t first = plane + int64_t(bounds.frame_begin) * p.cells + bounds.label_begin;
+  const int64_t stride = p.stride(bounds);
+  const int64_t first = p.first_cell(b) + bounds.frame_begin * stride + bounds.label_begin;
   trellis.frames = bounds.frame_end - bounds.frame_begin;
   trellis.labels = bounds.label_end - bounds.label_begin;
   trellis.slots = trellis.labels + 1;
@@ -73,7 +73,7 @@ __device__ __forceinline__ Trellis<T> trellis_of(const Lattice& p, int64_t b) {
   trellis.last_arc_is_blank = trellis.regular || p.final_blank;
   trellis.delay_penalty = T(p.delay_penalty);
   trellis.delay_center = (T(bounds.frame_end) - 1) / 2 - T(bounds.frame_begin);
-  trellis.plane_stride = p.cells;
+  trellis.plane_stride = stride;
   trellis.blank = static_cast<const T*>(p.blank) + first;
   trellis.label = static_cast<const T*>(p.label) + first;
   if (p.blank_posteriors != nullptr) {

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from . import banded, reference
+from . import packed_lattice as packed
 from ._native import ops
 from .types import LatticeOptions, Posteriors
 
@@ -42,6 +43,45 @@ def lattice_score(
         return reference.lattice_score(blank, label, bounds, **params)
     native = options.implementation == "native"
     return ops.lattice_score(blank, label, bounds, native=native, **params)
+
+
+def packed_lattice(
+    options: LatticeOptions,
+    num_labels: int,
+    blank: jax.Array,
+    label: jax.Array,
+    offsets: jax.Array,
+    bounds: jax.Array,
+) -> tuple[jax.Array, Posteriors]:
+    """Log-likelihoods `(*batch, B)` and unit posteriors of packed rows, see `packed_lattice`.
+
+    No utterance has more than `num_labels` labels.
+    """
+    params = {**_params(options), "num_labels": num_labels}
+    operands = blank, label, offsets, bounds
+    if options.implementation == "xla":
+        log_likelihood, *posteriors = packed.packed_lattice(*operands, **params)
+    else:
+        native = options.implementation == "native"
+        log_likelihood, *posteriors = ops.packed_lattice(*operands, native=native, **params)
+    return log_likelihood, Posteriors(*posteriors)
+
+
+def packed_lattice_score(
+    options: LatticeOptions,
+    num_labels: int,
+    blank: jax.Array,
+    label: jax.Array,
+    offsets: jax.Array,
+    bounds: jax.Array,
+) -> jax.Array:
+    """Log-likelihoods of packed rows alone, `(*batch, B)`."""
+    params = {**_params(options), "num_labels": num_labels}
+    operands = blank, label, offsets, bounds
+    if options.implementation == "xla":
+        return packed.packed_lattice_score(*operands, **params)
+    native = options.implementation == "native"
+    return ops.packed_lattice_score(*operands, native=native, **params)
 
 
 def banded_lattice(

@@ -199,7 +199,8 @@ def rnnt_loss_from_arcs(
       blank_log_probs: `(*batch, T, U+1)` float32, float64, bfloat16 or float16: log-probability of
         blank at frame `t` after `u` labels.
       label_log_probs: the same shape and dtype; column `u` emits label `u`, the last one is
-        ignored.
+        ignored. Of an array `(*batch, T, U+1, 2)` that holds both, pass `arcs[..., 0]` and
+        `arcs[..., 1]`.
       return_posteriors: also return the arc posteriors. They are constants to differentiation.
       logit_lengths, label_lengths, topology, final_blank, fastemit_lambda, delay_penalty,
         logit_begins, label_begins, label_windows, reduction, where, implementation, check: as in

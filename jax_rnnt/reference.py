@@ -227,16 +227,11 @@ class _Fronts:
             jnp.where(self.start_node, extended.DEAD, extended.DEAD).astype(jnp.int32),
         )
 
-        last_is_blank = self.regular or final_blank
-
-        def on_a_path(n: jax.Array, u: jax.Array) -> jax.Array:
-            n, u = n - self.start[None], u - label_begin
-            too_low = u < labels - (steps - n) + jnp.where(n < steps, int(last_is_blank), 0)
-            return (n >= 0) & (n <= steps) & (u >= 0) & (u <= jnp.minimum(n, labels)) & ~too_low
-
-        here = on_a_path(n, u)
-        self.blank = self._arcs(blank, here & on_a_path(n + 1, u))
-        self.label = self._arcs(label, here & on_a_path(n + 1, u + 1))
+        blank_lives, label_lives = arcs_on_paths(
+            n - self.start[None], u - label_begin, steps, labels, self.regular or final_blank
+        )
+        self.blank = self._arcs(blank, blank_lives)
+        self.label = self._arcs(label, label_lives)
 
     def _arcs(self, plane: jax.Array, alive: jax.Array) -> jax.Array:
         return jnp.where(alive, self._to_fronts(plane), -jnp.inf)
@@ -274,9 +269,7 @@ class _Fronts:
         def step(carry, front):
             row, offset, score = carry
             n, blank, label = front
-            stay = extended.multiply(row, extended.exp(blank))
-            move = extended.shift_right(extended.multiply(row, extended.exp(label)))
-            after, largest = extended.normalise(extended.add(stay, move))
+            after, largest = advance(row, blank, label)
             offset = two_sum(offset, largest.astype(dtype))
             u = axis_index(after.mantissa.ndim, -1, after.mantissa.shape[-1])
             at_end = jnp.sum(jnp.where(u == self.label_end, after.mantissa, 0), axis=-1)
@@ -297,22 +290,50 @@ class _Fronts:
             u = axis_index(blank.ndim, -1, blank.shape[-1])
             end = (self.end == n + 1) & (u == self.label_end)
             beta = Extended(jnp.where(end, 1, beta.mantissa), jnp.where(end, 0, beta.exponent))
-            stay = extended.multiply(beta, extended.exp(blank))
-            move = extended.multiply(extended.shift_left(beta), extended.exp(label))
-            weights = extended.relative_to_largest(
-                extended.multiply(alpha, stay), extended.multiply(alpha, move)
-            )
-            total = jnp.sum(weights[0] + weights[1], axis=-1, keepdims=True)
-            total = jnp.where(total > 0, total, 1)
-            return extended.normalise(extended.add(stay, move))[0], (
-                weights[0] / total,
-                weights[1] / total,
-            )
+            return retreat(beta, alpha, blank, label)
 
         n = jnp.arange(self.num_fronts, dtype=jnp.int32)
         fronts = (n, self.blank, self.label, alphas)
         _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
         return self._from_fronts(blank), self._from_fronts(label)
+
+
+def arcs_on_paths(
+    n: jax.Array, u: jax.Array, steps: jax.Array, labels: jax.Array, last_is_blank: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Whether complete paths take the blank and the label arc that leave node u of front n.
+
+    All counts are relative to where paths begin; they end at node `labels` of front `steps`.
+    """
+
+    def on_a_path(n: jax.Array, u: jax.Array) -> jax.Array:
+        too_low = u < labels - (steps - n) + jnp.where(n < steps, int(last_is_blank), 0)
+        return (n >= 0) & (n <= steps) & (u >= 0) & (u <= jnp.minimum(n, labels)) & ~too_low
+
+    here = on_a_path(n, u)
+    return here & on_a_path(n + 1, u), here & on_a_path(n + 1, u + 1)
+
+
+def advance(alpha: Extended, blank: jax.Array, label: jax.Array) -> tuple[Extended, jax.Array]:
+    """Alpha of the next front, relative to its largest exponent, which is returned."""
+    stay = extended.multiply(alpha, extended.exp(blank))
+    move = extended.shift_right(extended.multiply(alpha, extended.exp(label)))
+    return extended.normalise(extended.add(stay, move))
+
+
+def retreat(
+    beta: Extended, alpha: Extended, blank: jax.Array, label: jax.Array
+) -> tuple[Extended, tuple[jax.Array, jax.Array]]:
+    """Beta of a front from that of the next one, and the posteriors of the arcs in between."""
+    stay = extended.multiply(beta, extended.exp(blank))
+    move = extended.multiply(extended.shift_left(beta), extended.exp(label))
+    weights = extended.relative_to_largest(
+        extended.multiply(alpha, stay), extended.multiply(alpha, move)
+    )
+    total = jnp.sum(weights[0] + weights[1], axis=-1, keepdims=True)
+    total = jnp.where(total > 0, total, 1)
+    before, _ = extended.normalise(extended.add(stay, move))
+    return before, (weights[0] / total, weights[1] / total)
 
 
 def axis_index(ndim: int, axis: int, size: int) -> jax.Array:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
-from jax_rnnt.lattice import lattice, lattice_score
+from jax_rnnt.lattice import lattice, lattice_score, packed_lattice, packed_lattice_score
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -93,11 +93,29 @@ def lattice_cases() -> Iterator[Case]:
                     yield what, partial(op, options), (blank, label, bounds)
 
 
+def packed_cases() -> Iterator[Case]:
+    """Utterances of every kind one after another; the last one lacks a row."""
+    rng = np.random.default_rng(2)
+    frames, labels = np.array([(7, 4), (1, 0), (0, 0), (90, 37), (2, 130), (5, 3)], np.int32).T
+    counts = frames * (labels + 1)
+    offsets = np.cumsum(counts, dtype=np.int32) - counts
+    zeros = np.zeros_like(frames)
+    bounds = np.stack([zeros, frames, zeros, labels], axis=-1)
+    for most_labels in (130, 6000):
+        for dtype in (np.float32, np.float64):
+            planes = -rng.exponential(size=(2, counts.sum() - 1)).astype(dtype)
+            for topology in TOPOLOGIES:
+                options = LatticeOptions(topology, final_blank=topology == "modified")
+                for op in (packed_lattice, packed_lattice_score):
+                    what = f"{op.__name__} {np.dtype(dtype).name} U<={most_labels} {topology}"
+                    yield what, partial(op, options, most_labels), (*planes, offsets, bounds)
+
+
 def run_cases(every: int) -> None:
     """Runs one in `every` cases, all of them once on the device that JAX chooses."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    cases = [*arcs_cases(), *lattice_cases()][::every]
+    cases = [*arcs_cases(), *lattice_cases(), *packed_cases()][::every]
     for what, function, operands in cases:
         try:
             jax.block_until_ready(jax.jit(function)(*operands))

@@ -24,6 +24,7 @@ from cases import (
     random_arcs,
     random_batch,
 )
+from packed_cases import PackedBatch, packed_function, random_packed
 
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import lattice, lattice_score
@@ -145,6 +146,25 @@ def test_lattices(
         assert_gradients_agree(*both, promised(dtype))
         score = run_on(places[1], partial(lattice_score, options), *operands)
         assert_numbers_agree(score, cpu[0], promised(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_packed_rows(places: tuple[jax.Device, jax.Device], topology: Options, dtype: Any) -> None:
+    """Loss and gradient of packed logits, and the same bits again."""
+    for shape in ((5, 30, 12, 40), (40, 90, 37, 257), (3, 20, 150, 5)):
+        options = dict(topology)
+        batch, _ = random_packed(np.random.default_rng(sum(shape)), *shape, dtype=dtype, **options)
+
+        def both(batch: PackedBatch, options: Options = options) -> Any:
+            loss, vjp = jax.vjp(lambda x: packed_function(**options)(x, *batch[1:]), batch.logits)
+            return loss, vjp(jnp.ones_like(loss))[0]
+
+        cpu, gpu = (run_on(place, both, batch) for place in places)
+        assert np.isfinite(cpu[0]).any()
+        assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
+        assert_gradients_agree(gpu[1][None], cpu[1][None], promised(dtype))
+        assert_same_bits(both, jax.device_put(batch, places[1]))
 
 
 @pytest.mark.parametrize("topology", **each_topology)

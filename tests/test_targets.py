@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Options, expected, random_batch, run, valid_cells
+from packed_cases import random_packed
 from pruned_cases import TOPOLOGIES, random_pruned
+from test_packed import check_packed, check_skewed
 from test_pruning import check_pruned
 from test_values import check_dtype
 
@@ -101,6 +103,15 @@ def test_lattices(target: str, dtype: Any, options: Options) -> None:
     for frames, labels in ((90, 37), (40, 70), (70, 3)):
         batch = random_batch(rng, 4, frames, labels, 4, scale=2.0, dtype=dtype, **options)
         check_dtype(batch, "native", dtype, options)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda d: np.dtype(d).name)
+def test_packed_rows(target: str, dtype: Any) -> None:
+    """Rows of all utterances taken together, and lattices without room for all of alpha."""
+    for classes in (2, 17, 67):
+        batch, wanted = random_packed(np.random.default_rng(4), 5, 30, 12, classes, dtype=dtype)
+        check_packed(batch, wanted, "native", {})
+    check_skewed([70, 1, 33], [0, 0, 1], 3, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)

@@ -4,6 +4,9 @@ def registrations() -> dict[str, Any]: ...
 def lattice_workspace_elements(
     frames: int, cells: int, topology: int, with_posteriors: bool, element_bytes: int
 ) -> int: ...
+def packed_workspace_elements(
+    cells: int, topology: int, with_posteriors: bool, element_bytes: int
+) -> tuple[int, int]: ...
 def banded_workspace_elements(
     frames: int,
     cells: int,

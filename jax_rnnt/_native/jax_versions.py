@@ -55,6 +55,14 @@ def with_batch_sharding_of(reference: jax.Array, num_batch_dims: int, x: jax.Arr
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
+def replicated(x: jax.Array) -> jax.Array:
+    """`x` whole on every device of an explicit mesh; on others, where the compiler decides, `x`."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or not any(sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
+
+
 def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dtype: Any) -> Any:
     """The abstract value of an output with the batch dimensions of `reference`.
 

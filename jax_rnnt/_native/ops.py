@@ -1,5 +1,5 @@
-"""The native ops: `arcs_fwd`, `arcs_bwd`, `lattice` and `banded_lattice`, the last two also as
-`*_score`, without posteriors."""
+"""The native ops: `arcs_fwd`, `arcs_bwd`, and the lattices of planes, packed rows and bands, which
+are also there as `*_score`, without posteriors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from .. import banded, reference
+from .. import packed_lattice as packed_lattice_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
@@ -32,6 +33,15 @@ def _lattice_attributes(
         "topology": np.int64(_TOPOLOGY_CODES[topology]),
         "final_blank": np.bool_(final_blank),
         "delay_penalty": np.float64(delay_penalty),
+    }
+
+
+def _packed_attributes(
+    topology: Topology, final_blank: bool, delay_penalty: float, num_labels: int
+) -> dict[str, Any]:
+    return {
+        **_lattice_attributes(topology, final_blank, delay_penalty),
+        "num_labels": np.int64(num_labels),
     }
 
 
@@ -61,6 +71,26 @@ def _lattice_workspace(
         *_known_sizes(blank), code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
+
+
+def _packed_workspace(
+    kernels: ModuleType,
+    blank: Any,
+    offsets: Any,
+    topology: Topology,
+    num_labels: int,
+    with_posteriors: bool,
+) -> list[CoreType]:
+    rows, utterances = blank.shape[0], offsets.shape[0]
+    if not (isinstance(rows, int) and isinstance(utterances, int)):
+        raise NotImplementedError(
+            f"the native lattice of packed rows needs their number and that of the utterances to "
+            f"be known when lowering, got N = {rows} and B = {utterances}."
+        )
+    per_row, per_utterance = kernels.packed_workspace_elements(
+        num_labels + 1, _TOPOLOGY_CODES[topology], with_posteriors, blank.dtype.itemsize
+    )
+    return [((per_row * rows + per_utterance * utterances,), blank.dtype)]
 
 
 def _banded_workspace(
@@ -116,6 +146,31 @@ _lattice_score_p = native_primitive(
     ),
 )
 
+_packed_lattice_p = native_primitive(
+    "jax_rnnt_packed_lattice",
+    core_ndim=1,
+    outputs=lambda blank, label, offsets, *_, **params: [
+        (offsets.shape, blank.dtype),
+        *[(blank.shape, blank.dtype)] * 2,
+    ],
+    fallback=packed_lattice_in_jax.packed_lattice,
+    attributes=_packed_attributes,
+    workspace=lambda kernels, blank, label, offsets, *_, topology, num_labels, **params: (
+        _packed_workspace(kernels, blank, offsets, topology, num_labels, True)
+    ),
+)
+
+_packed_lattice_score_p = native_primitive(
+    "jax_rnnt_packed_lattice_score",
+    core_ndim=1,
+    outputs=lambda blank, label, offsets, *_, **params: [(offsets.shape, blank.dtype)],
+    fallback=lambda *args, **params: [packed_lattice_in_jax.packed_lattice_score(*args, **params)],
+    attributes=_packed_attributes,
+    workspace=lambda kernels, blank, label, offsets, *_, topology, num_labels, **params: (
+        _packed_workspace(kernels, blank, offsets, topology, num_labels, False)
+    ),
+)
+
 _banded_lattice_p = native_primitive(
     "jax_rnnt_banded_lattice",
     core_ndim=2,
@@ -163,6 +218,22 @@ def lattice_score(
 ) -> jax.Array:
     """`reference.lattice_score` by the native kernel."""
     return _lattice_score_p.bind(*align_varying_axes(blank, label, bounds), **params)[0]
+
+
+def packed_lattice(
+    blank: jax.Array, label: jax.Array, offsets: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`packed_lattice.packed_lattice` by the native kernel."""
+    operands = align_varying_axes(blank, label, offsets, bounds)
+    return tuple(_packed_lattice_p.bind(*operands, **params))
+
+
+def packed_lattice_score(
+    blank: jax.Array, label: jax.Array, offsets: jax.Array, bounds: jax.Array, **params: Any
+) -> jax.Array:
+    """`packed_lattice.packed_lattice_score` by the native kernel."""
+    operands = align_varying_axes(blank, label, offsets, bounds)
+    return _packed_lattice_score_p.bind(*operands, **params)[0]
 
 
 def banded_lattice(

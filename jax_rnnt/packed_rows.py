@@ -1,0 +1,69 @@
+"""Packed rows: the cells of all utterances one after another, without padding in between."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .bounds import clip_to_int32
+from .reference import axis_index
+
+
+class Layout(NamedTuple):
+    """Where each utterance has its rows, `(B,)` int32 each, as far as there are N of them."""
+
+    offsets: jax.Array  # first row, at most N
+    ends: jax.Array  # exclusive, at most N
+    widths: jax.Array  # rows a frame, U_b + 1, at least 1
+    fits: jax.Array  # bool: it has all of its rows
+
+
+class Rows(NamedTuple):
+    """What each row stands for, `(N,)` int32 each; anything for those of no utterance."""
+
+    utterances: jax.Array
+    frames: jax.Array
+    labels: jax.Array  # position, U_b in the last row of a frame
+
+
+def layout_of(logit_lengths: jax.Array, label_lengths: jax.Array, num_rows: int) -> Layout:
+    """The rows of utterances of any lengths: those with a negative one have none.
+
+    An utterance without enough rows leaves none for those after it.
+    """
+    beyond = jnp.int32(num_rows + 1)
+    frames = jnp.maximum(logit_lengths, 0)
+    widths = jnp.clip(label_lengths, -1, 2**31 - 2) + 1
+    counts = jnp.where(frames > num_rows // jnp.maximum(widths, 1), beyond, frames * widths)
+    # Sums stop at `beyond` instead of wrapping around.
+    ends = lax.associative_scan(lambda x, y: x + jnp.minimum(y, beyond - x), counts)
+    fits = (counts == 0) | (ends <= num_rows)
+    ends = jnp.minimum(ends, num_rows)
+    offsets = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
+    return Layout(offsets, ends, jnp.maximum(widths, 1), fits)
+
+
+def rows_of(layout: Layout, num_rows: int) -> Rows:
+    """What each of the rows stands for."""
+    row = axis_index(1, 0, num_rows)
+    B = layout.ends.shape[0]
+    # A comparison with every end costs less than a search where there are few.
+    method = "compare_all" if B <= 64 else "scan"
+    utterances = jnp.searchsorted(layout.ends, row, side="right", method=method)
+    utterances = jnp.minimum(utterances.astype(jnp.int32), max(B - 1, 0))
+    within = row - layout.offsets[utterances]
+    widths = layout.widths[utterances]
+    return Rows(utterances, lax.div(within, widths), lax.rem(within, widths))
+
+
+def unpacked_labels(labels: jax.Array, label_lengths: jax.Array, num_labels: int) -> jax.Array:
+    """Labels `(sum of U_b,)`, one utterance after another, as `(B, num_labels)`."""
+    if labels.shape[0] == 0 or num_labels == 0:
+        return jnp.zeros((label_lengths.shape[0], num_labels), labels.dtype)
+    lengths = jnp.clip(clip_to_int32(label_lengths), 0, num_labels)
+    first = jnp.cumsum(lengths, dtype=jnp.int32) - lengths
+    index = first[:, None] + axis_index(2, 1, num_labels)
+    return labels[jnp.clip(index, 0, labels.shape[0] - 1)]

@@ -1,0 +1,204 @@
+"""Checks of the arguments of packed rows, beside those that all losses share."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import jax
+import numpy as np
+
+from .bounds import Sizes, Utterances
+from .types import Array
+from .validation import (
+    as_array,
+    float_scores,
+    is_known,
+    utterances_of,
+)
+from .validation import (
+    checked_utterances as checked_padded_utterances,
+)
+
+_MOST_ROWS = 2**31 - 2
+
+
+def packed_sizes(name: str, shape: tuple[int, ...], num_core_dims: int, labels: Any) -> Sizes:
+    """Sizes of packed scores `(N, V)`, with N for T, and B and U from the labels."""
+    letters = "(N, V)" if num_core_dims == 2 else "(N,)"
+    if len(shape) != num_core_dims:
+        raise ValueError(
+            f"{name} has shape {shape}; expected {letters}, {num_core_dims} "
+            f"dimension{'s' * (num_core_dims > 1)}: packed rows have no batch dimensions. "
+            "rnnt_loss takes padded ones; jax.vmap maps over several packed batches."
+        )
+    _check_number_of_rows(name, shape)
+    if num_core_dims == 2 and isinstance(shape[1], int) and shape[1] < 1:
+        raise ValueError(f"{name} has shape {shape}, without classes; expected {letters}, V >= 1.")
+    if labels is None:
+        raise TypeError("labels is None; expected integers of shape (B, U).")
+    labels = as_array("labels", labels)
+    if labels.ndim != 2:
+        raise ValueError(
+            f"labels has shape {labels.shape}; expected (B, U): labels are padded, not packed."
+        )
+    B, U = labels.shape
+    return Sizes((B,), shape[0], U, shape[1])
+
+
+def packed_arc_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
+    """Sizes of packed arcs `(N,)`, with N for T, B from the lengths, and max_labels for U."""
+    max_labels = _static_count(
+        "max_labels", max_labels, "the most labels that an utterance may have"
+    )
+    if len(shape) != 1:
+        raise ValueError(
+            f"blank_log_probs has shape {shape}; expected (N,), 1 dimension. Of an array arcs "
+            "(N, 2) with both, pass arcs[:, 0] and arcs[:, 1]."
+        )
+    _check_number_of_rows("blank_log_probs", shape)
+    return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], max_labels)
+
+
+def joint_input_sizes(
+    encoder_shape: tuple[int, ...], predictor_shape: tuple[int, ...], total: Any
+) -> tuple[Sizes, int]:
+    """Sizes of the padded inputs of a joint network, and the number of rows to make of them."""
+    expected = "expected encoder_out (B, T, D) and predictor_out (B, U+1, D)"
+    if len(encoder_shape) != 3:
+        raise ValueError(f"encoder_out has shape {encoder_shape}; {expected}.")
+    B, T, D = encoder_shape
+    if len(predictor_shape) != 3 or (predictor_shape[0], predictor_shape[2]) != (B, D):
+        raise ValueError(
+            f"predictor_out has shape {predictor_shape} and encoder_out {encoder_shape}; "
+            f"{expected}, of the same B and D."
+        )
+    if predictor_shape[1] < 1:
+        raise ValueError(
+            f"predictor_out has shape {predictor_shape}, which is (B, U+1, D) with U+1 = 0; there "
+            "is one position more than there are labels. Did you leave out the start symbol?"
+        )
+    rows = "the number of rows, packed_size(logit_lengths, label_lengths) or more"
+    return Sizes((B,), T, predictor_shape[1] - 1), _static_count("total", total, rows)
+
+
+def checked_utterances(
+    sizes: Sizes,
+    arguments: tuple[Any, ...],
+    blank_id: int | None,
+    check: Any,
+    total: int | None = None,
+) -> Utterances:
+    """Labels, lengths and `where` of packed utterances; with `check`, known bad values raise.
+
+    There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
+    """
+    labels, logit_lengths, label_lengths, where = arguments
+    for name, lengths in (("logit_lengths", logit_lengths), ("label_lengths", label_lengths)):
+        if lengths is None:
+            raise TypeError(
+                f"{name} is None; expected integers of shape (B,): they say which rows are whose."
+            )
+    utterances = utterances_of(sizes, labels, logit_lengths, label_lengths, None, None, where)
+    utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
+    if check:
+        name, num_rows = ("N", sizes.T) if total is None else ("total", total)
+        _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
+    return utterances
+
+
+def _check_total(name: str, num_rows: int, logit_lengths: Any, label_lengths: Any) -> None:
+    """Raises ValueError if the rows that known lengths need are more than there are."""
+    if not (is_known(logit_lengths) and is_known(label_lengths) and isinstance(num_rows, int)):
+        return
+    needed = _cells(logit_lengths, label_lengths).sum()
+    if needed > num_rows:
+        raise ValueError(
+            f"{name} is {num_rows}; expected at least {int(needed)} rows, the sum of "
+            "logit_lengths * (label_lengths + 1), which packed_size counts."
+        )
+
+
+def packed_size_of(logit_lengths: Any, label_lengths: Any) -> int:
+    """The rows that known lengths need."""
+    arrays: list[Array] = []
+    for name, value in (("logit_lengths", logit_lengths), ("label_lengths", label_lengths)):
+        array = as_array(name, value)
+        if not is_known(array):
+            raise TypeError(
+                f"{name} is traced; expected known values: the number of rows is static. Count "
+                "before jit, or choose a total that is enough for every batch."
+            )
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"{name} has dtype {array.dtype}; expected an integer dtype.")
+        if np.any(np.asarray(array) < 0):
+            raise ValueError(f"{name} has negative values; expected {name} >= 0.")
+        arrays.append(array)
+    if arrays[0].shape != arrays[1].shape:
+        raise ValueError(
+            f"label_lengths has shape {arrays[1].shape}; expected {arrays[0].shape}, the shape of "
+            "logit_lengths."
+        )
+    return int(_cells(*arrays).sum())
+
+
+def _cells(logit_lengths: Any, label_lengths: Any) -> np.ndarray:
+    """As Python integers, which do not overflow."""
+    frames, labels = (
+        np.asarray(jax.device_get(x)).astype(object) for x in (logit_lengths, label_lengths)
+    )
+    return np.maximum(frames, 0) * np.maximum(labels + 1, 0)
+
+
+def _batch_of(name: str, lengths: Any) -> int:
+    if lengths is None:
+        raise TypeError(f"{name} is None; expected integers of shape (B,).")
+    array = as_array(name, lengths)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected (B,).")
+    return array.shape[0]
+
+
+def _static_count(name: str, value: Any, meaning: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{name} is {value!r}; expected a Python integer, which is static: {meaning}."
+        )
+    count = int(value)
+    if not 0 <= count <= _MOST_ROWS:
+        raise ValueError(f"{name} is {count}; expected 0 <= {name} < 2**31 - 1: {meaning}.")
+    return count
+
+
+def _check_number_of_rows(name: str, shape: tuple[int, ...]) -> None:
+    if isinstance(shape[0], int) and shape[0] > _MOST_ROWS:
+        raise ValueError(f"{name} has shape {shape}; expected N < 2**31 - 1 rows.")
+
+
+def most_labels(labels: Any, label_lengths: Any) -> int:
+    """The most labels of an utterance whose labels `(sum of U_b,)` are packed; all, if unknown."""
+    labels, label_lengths = as_array("labels", labels), as_array("labels_lengths", label_lengths)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels has shape {labels.shape}; expected (sum of labels_lengths,) with compact=True."
+        )
+    if not is_known(label_lengths):
+        return labels.shape[0]
+    lengths = np.asarray(jax.device_get(label_lengths)).astype(object)
+    if lengths.sum() > labels.shape[0]:
+        raise ValueError(
+            f"labels has shape {labels.shape}; expected at least {lengths.sum()} labels, the sum "
+            "of labels_lengths."
+        )
+    return int(max(np.max(lengths, initial=0), 0))
+
+
+def gathered_arcs(log_probs: Any) -> tuple[jax.Array, jax.Array]:
+    """Blank and label arcs of an array `(..., 2)` of both."""
+    log_probs = float_scores("log_probs", log_probs)
+    if log_probs.ndim == 0 or log_probs.shape[-1] != 2:
+        raise ValueError(
+            f"log_probs has shape {log_probs.shape}; expected (..., 2) with blank=-1: the "
+            "log-probabilities of blank and of the next label."
+        )
+    return log_probs[..., 0], log_probs[..., 1]

@@ -1,0 +1,153 @@
+"""Packed rows under transforms and on eight devices, as test_transforms.py and test_sharding.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from packed_cases import PackedBatch, packed_function, random_packed, run_packed
+
+import jax_rnnt
+
+B, T, U, V = 4, 5, 3, 6
+N = B * T * (U + 1)
+
+
+def close(found: Any, wanted: Any) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=1e-12, atol=1e-12),
+        found,
+        wanted,
+    )
+
+
+def batch_of(seed: int, rows: int = N) -> PackedBatch:
+    """With the same number of rows for all."""
+    batch, _ = random_packed(np.random.default_rng(seed), B, T, U, V, spare=0)
+    spare = np.full((rows - len(batch.logits), V), np.nan)
+    return batch._replace(logits=np.concatenate([batch.logits, spare]))
+
+
+def stacked(batches: list[PackedBatch]) -> PackedBatch:
+    return jax.tree.map(lambda *x: np.stack(x), *batches)
+
+
+def value_and_grad(function: Any) -> Any:
+    def both(logits: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
+        loss, vjp = jax.vjp(lambda x: function(x, *rest), logits)
+        return loss, vjp(jnp.ones_like(loss))[0]
+
+    return both
+
+
+BATCHES = [batch_of(seed) for seed in range(8)]
+
+
+def wanted_of(batches: list[PackedBatch]) -> Any:
+    results = [run_packed(batch, "native") for batch in batches]
+    return tuple(np.stack(x) for x in zip(*results, strict=True))
+
+
+def test_eager_and_vmap(implementation: str) -> None:
+    """The vmapped gradient; op by op, the gradient of a vmapped loss, an operand shared."""
+    function = packed_function(implementation)
+    wanted = wanted_of(BATCHES[:3])
+    many = stacked(BATCHES[:3])
+    close(jax.jit(jax.vmap(value_and_grad(function)))(*many), wanted)
+    if implementation == "xla":
+        return  # the rest is the same but for the ops
+    close(function(*BATCHES[0]), wanted[0][0])
+    grad = jax.jit(jax.grad(lambda x: jax.vmap(function)(x, *many[1:]).sum()))(many.logits)
+    close(grad, wanted[1])
+    one = BATCHES[0]
+    halves = np.stack([one.logits, one.logits / 2])
+    found = jax.vmap(value_and_grad(function), (0, None, None, None))(halves, *one[1:4])
+    close(found, wanted_of([one, one._replace(logits=one.logits / 2)]))
+
+
+def test_scan_remat_and_nested_vmap() -> None:
+    function = jax.checkpoint(packed_function("native"))
+    many = stacked(BATCHES[:4])
+
+    def step(total: jax.Array, batch: PackedBatch) -> tuple[jax.Array, Any]:
+        return total, value_and_grad(function)(*batch)
+
+    close(jax.jit(lambda b: jax.lax.scan(step, jnp.float64(0), b)[1])(many), wanted_of(BATCHES[:4]))
+    nested = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), many)
+    loss, grad = jax.jit(jax.vmap(jax.vmap(value_and_grad(function))))(*nested)
+    close((loss.reshape(4, B), grad.reshape(4, N, V)), wanted_of(BATCHES[:4]))
+
+
+def test_pmap_and_shard_map(implementation: str, devices: list[jax.Device]) -> None:
+    """Each device has packed utterances of its own."""
+    both = value_and_grad(packed_function(implementation))
+    many = stacked(BATCHES)
+    wanted = wanted_of(BATCHES)
+    close(jax.pmap(both, devices=devices)(*many), wanted)
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+
+    def local(*arguments: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], both(*(x[0] for x in arguments)))
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    close(jax.jit(mapped)(*many[:4]), wanted)
+
+
+def test_gradient_of_replicated_operand(implementation: str, devices: list[jax.Device]) -> None:
+    """Inside shard_map, the gradient of what all devices share is the sum over devices."""
+    function = packed_function(implementation)
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    one = BATCHES[0]
+    scales = np.arange(1.0, 9.0)
+
+    def local(logits: jax.Array, scale: jax.Array) -> jax.Array:
+        return jax.lax.psum((function(logits, *one[1:4]) * scale).sum(), "data")
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    grad = jax.jit(jax.grad(lambda x: mapped(x, scales)))(one.logits)
+    close(grad, scales.sum() * run_packed(one, "native")[1])
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_rows(devices: list[jax.Device], axis_type: AxisType) -> None:
+    """Rows divided among devices: right, the gradient divided likewise, and only arcs travel."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,), devices=devices)
+    one = BATCHES[0]
+    logits = jax.device_put(one.logits, NamedSharding(mesh, P("data")))
+    rest = jax.device_put(one[1:4], NamedSharding(mesh, P()))
+    both = jax.jit(value_and_grad(packed_function("native")))
+    with jax.set_mesh(mesh):
+        loss, grad = both(logits, *rest)
+        close((loss, grad), run_packed(one, "native"))
+        assert grad.sharding.is_equivalent_to(logits.sharding, 2)
+        text = both.lower(logits, *rest).compile().as_text()
+    assert text is not None
+    collectives = re.findall(r"= (\S+)\{\S* (?:all|collective|reduce-scatter)\S*\(", text)
+    assert set(collectives) == {f"f64[{N}]"}
+
+
+def test_tpu_lowering() -> None:
+    """Pure JAX, without custom call."""
+    function = value_and_grad(packed_function())
+    lowered = jax.jit(function).trace(*BATCHES[0][:4]).lower(lowering_platforms=("tpu",))
+    assert "jax_rnnt" not in lowered.as_text().replace("jit_", "")
+
+
+def test_native_memory() -> None:
+    """Beside logits and gradient, a few planes of rows."""
+    rows, classes = 40_000, 200
+    types = (
+        jax.ShapeDtypeStruct((rows, classes), jnp.float32),
+        *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 50), (8,), (8,))),
+    )
+    compiled = jax.jit(value_and_grad(packed_function("native"))).lower(*types).compile()
+    memory: Any = compiled.memory_analysis()
+    planes = memory.temp_size_in_bytes / (4 * rows)
+    assert planes < 25, f"{planes:.1f} planes; logits are {classes}"
+    assert jax_rnnt.packed_size(np.full(8, 98), np.full(8, 50)) <= rows
