@@ -2,20 +2,26 @@
 
 from importlib.metadata import version as _version
 
+from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
-from .types import Posteriors
+from .types import Alignment, Posteriors
 
 __version__ = _version("jax-rnnt")
 
 __all__ = [
+    "Alignment",
     "Posteriors",
     "check_inputs",
     "do_rnnt_pruning",
     "get_rnnt_prune_ranges",
+    "rnnt_align",
+    "rnnt_align_from_arcs",
+    "rnnt_align_pruned",
+    "rnnt_align_simple",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",
