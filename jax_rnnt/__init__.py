@@ -4,24 +4,31 @@ from importlib.metadata import version as _version
 
 from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
+from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
+from .emission import expected_emission_frames, mean_emission_delay
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
-from .types import Alignment, Posteriors
+from .types import Alignment, BestLabels, Posteriors
 
 __version__ = _version("jax-rnnt")
 
 __all__ = [
     "Alignment",
+    "BestLabels",
     "Posteriors",
     "check_inputs",
     "do_rnnt_pruning",
+    "expected_emission_frames",
     "get_rnnt_prune_ranges",
+    "mean_emission_delay",
     "rnnt_align",
     "rnnt_align_from_arcs",
     "rnnt_align_pruned",
     "rnnt_align_simple",
+    "rnnt_best_labels",
+    "rnnt_best_labels_simple",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from . import validation, validation_factored, validation_pruning
 from ._native.jax_versions import align_varying_axes

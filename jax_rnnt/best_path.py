@@ -27,7 +27,7 @@ def best_path(
 ) -> tuple[jax.Array, jax.Array]:
     """The best complete path through a band (Viterbi), and its score.
 
-    One scan step a frame, and one back. A whole lattice is the band with S = U + 1 and all starts 0.
+    One scan step a frame, and one back. A whole lattice is the band with S = U+1 and all starts 0.
 
     Args:
       blank, label, starts, bounds, topology, delay_penalty: as for `banded.banded_lattice`.
@@ -36,9 +36,8 @@ def best_path(
 
     Returns:
       `(score, frames)`: `(*batch,)` in the arcs' dtype, and `(*batch, U)` int32, the frame of each
-      label, -1 for labels of no utterance. Of equally good paths it is the one whose labels all come
-      first. The score is -inf without a complete path and NaN for bad bounds or input; the frames
-      are then -1.
+      label, -1 in padding. Of equally good paths it is the one whose labels all come first. The
+      score is -inf without a complete path and NaN for bad bounds or input; the frames are then -1.
     """
     band = Band(blank, label, starts, bounds, topology, delay_penalty, final_blank)
     score, by_label = _scores(band, is_whole=blank.shape[-1] == num_labels + 1)

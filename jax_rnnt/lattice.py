@@ -104,7 +104,7 @@ def banded_best_path(
     bounds: jax.Array,
 ) -> Alignment:
     """The best path through a band, see `best_path.best_path`. `num_labels` is U."""
-    params = _params(options) | {"num_labels": num_labels}
+    params: dict[str, Any] = {**_params(options), "num_labels": num_labels}
     if options.implementation == "xla":
         return Alignment(*reference_best_path(blank, label, starts, bounds, **params))
     native = options.implementation == "native"

@@ -43,7 +43,7 @@ def by_enumeration(
     final_blank: bool = False,
     starts: Array | None = None,
 ) -> Best:
-    """The best of all paths; of several, the one whose labels are all as early as in any of them."""
+    """The best of all paths; of several, that whose labels are all as early as in any of them."""
     best, emissions = -np.inf, []
     is_bad = False
     for path in paths(starts, blank.shape[1], w, topology, final_blank):
