@@ -85,7 +85,8 @@ def _expected_frames(label: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnames=("reduction",))
 def _mean_delay(frames: jax.Array, reference: jax.Array, reduction: str) -> jax.Array:
     reference = with_batch_sharding_of(frames, frames.ndim - 1, reference)
-    dtype = jnp.promote_types(*(accumulator_dtype(x.dtype) for x in (frames, reference)))
+    wide = jnp.float64 in (frames.dtype, reference.dtype)
+    dtype = jnp.float64 if wide else jnp.float32
     counts = (frames >= 0) & (reference >= 0)
     axis = -1 if reduction == "none" else None
     delays = jnp.where(counts, frames.astype(dtype) - reference.astype(dtype), 0)

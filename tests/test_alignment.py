@@ -1,5 +1,7 @@
-"""Best alignments and best labels: against all paths of tiny lattices and bands, and against a plain
-recursion on larger ones. `oracles_alignment` says which path it is where several are equally good.
+"""Best alignments and best labels.
+
+Against all paths of tiny lattices and bands, and a plain recursion on larger ones.
+`oracles_alignment` says which path it is where several are equally good.
 """
 
 from __future__ import annotations
