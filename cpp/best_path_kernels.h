@@ -52,44 +52,76 @@ JAX_RNNT_INLINE T usable_arc(T x, Int<T>& bad) {
 // The arcs of frame n on complete paths; true if one of them is bad.
 template <class T>
 bool load_arcs(const BestPathUtterance<T>& u, int64_t n, Interval slots) {
-  const T *blank = u.blank + n * u.cells, *label = u.label + n * u.cells;
+  const T* __restrict blank = u.blank + n * u.cells;
+  const T* __restrict label = u.label + n * u.cells;
+  T* __restrict stay = u.stay;
+  T* __restrict move = u.move + 1;  // of cell s: it leads to the slot above
   const T delay = u.delay_penalty * (u.middle - T(n));
   Int<T> bad = 0;
   fill_minus_inf(u.stay, slots);
   fill_minus_inf(u.move, slots);
-  for (int64_t s = u.corridor.blank_begin()[n]; s < u.corridor.blank_end()[n]; ++s) {
-    u.stay[s] = usable_arc(blank[s], bad);
+  const int64_t blank_end = u.corridor.blank_end()[n], label_end = u.corridor.label_end()[n];
+  for (int64_t s = u.corridor.blank_begin()[n]; s < blank_end; ++s) {
+    stay[s] = usable_arc(blank[s], bad);
   }
-  const int64_t begin = u.corridor.label_begin()[n], end = u.corridor.label_end()[n];
+  int64_t s = u.corridor.label_begin()[n];
   if (u.constrained) {
-    for (int64_t s = begin; s < end; ++s) {
-      u.move[s + 1] = usable_arc(T(label[s] + delay + blank[s + 1]), bad);
-    }
+    for (; s < label_end; ++s) move[s] = usable_arc(T(label[s] + delay + blank[s + 1]), bad);
   } else {
-    for (int64_t s = begin; s < end; ++s) u.move[s + 1] = usable_arc(T(label[s] + delay), bad);
+    for (; s < label_end; ++s) move[s] = usable_arc(T(label[s] + delay), bad);
   }
   return bad != 0;
+}
+
+// The labels of one vector of slots. Lane i stands for the last Step slots up to its own, twice as
+// many after each round: the best score to come to it from one of them, and that of the moves to it
+// from the slot below them.
+template <class T, int Step = 1>
+JAX_RNNT_INLINE void scan_lanes(Vec<T>& best, Vec<T>& moves) {
+  if constexpr (Step < kLanes<T>) {
+    const Vec<T> none = broadcast<T>(T(-__builtin_inf()));
+    const Vec<T> from_below = LanesOf<T>::template shifted<Step>(best, none) + moves;
+    best = from_below > best ? from_below : best;
+    moves += LanesOf<T>::template shifted<Step>(moves, Vec<T>{});
+    scan_lanes<T, 2 * Step>(best, moves);
+  }
+}
+
+// node(s) = max(arrived(s), node(s - 1) + move(s)), a vector at a time: slot by slot each would
+// wait for the one before. What it reads and writes above the last slot does not count.
+template <class T>
+JAX_RNNT_INLINE void scan_labels(const T* arrived, const T* move, Interval slots, T* node) {
+  constexpr int L = kLanes<T>;
+  Vec<T> below = broadcast<T>(T(-__builtin_inf()));
+  for (int64_t s = slots.low; s <= slots.high; s += L) {
+    Vec<T> best = load<Vec<T>>(arrived + s), moves = load<Vec<T>>(move + s);
+    scan_lanes<T>(best, moves);
+    const Vec<T> from_below = below + moves;
+    best = from_below > best ? from_below : best;
+    store(node + s, best);
+    below = broadcast<T>(best[L - 1]);
+  }
 }
 
 // The scores of a frame's nodes, in `arrived`, to those of the next frame, in `after`. A label arc
 // is taken where it is strictly better: of equally good paths, the one whose labels come first.
 template <class T>
-void advance_best_path(const BestPathUtterance<T>& u, Interval slots, uint8_t* by_label) {
+void advance_best_path(const BestPathUtterance<T>& u, Interval slots,
+                       uint8_t* __restrict by_label) {
+  const T* __restrict arrived = u.arrived, * __restrict stay = u.stay, * __restrict move = u.move;
+  T* __restrict after = u.after;
   if (u.regular) {
-    T node = T(-__builtin_inf());
+    scan_labels(arrived, move, slots, after);
     for (int64_t s = slots.low; s <= slots.high; ++s) {
-      const T moved = node + u.move[s], arrived = u.arrived[s];
-      by_label[s] = moved > arrived;
-      node = moved > arrived ? moved : arrived;
-      u.after[s] = node + u.stay[s];
+      by_label[s] = after[s] > arrived[s];
+      after[s] += stay[s];
     }
     return;
   }
-  u.arrived[slots.low - 1] = T(-__builtin_inf());
   for (int64_t s = slots.low; s <= slots.high; ++s) {
-    const T stayed = u.arrived[s] + u.stay[s], moved = u.arrived[s - 1] + u.move[s];
+    const T stayed = arrived[s] + stay[s], moved = arrived[s - 1] + move[s];
     by_label[s] = moved > stayed;
-    u.after[s] = moved > stayed ? moved : stayed;
+    after[s] = moved > stayed ? moved : stayed;
   }
 }
 
@@ -104,7 +136,7 @@ T best_score(const BestPathUtterance<T>& u) {
     const Interval slots = u.slots(n);
     const int64_t distance = n > 0 ? int64_t(u.starts[n]) - u.starts[n - 1] : 0;
     const Interval kept = intersection(slots, {previous.low - distance, previous.high - distance});
-    fill_minus_inf(u.arrived, slots);
+    fill_minus_inf(u.arrived, {slots.low - 1, slots.high});
     for (int64_t s = kept.low; s <= kept.high; ++s) u.arrived[s] = u.after[s + distance];
     bad |= load_arcs(u, n, slots);
     advance_best_path(u, slots, u.by_label_at(n));

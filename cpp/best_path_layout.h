@@ -15,6 +15,7 @@ struct BestPathLayout {
 };
 
 constexpr int64_t kBestPathRows = 4;
+constexpr int64_t kBestPathMaxLanes = 16;  // no vector has more
 
 // Static: each instruction set compiles its own copy.
 static inline BestPathLayout best_path_layout(int64_t frames, int64_t cells, int64_t corridor_rows,
@@ -22,7 +23,7 @@ static inline BestPathLayout best_path_layout(int64_t frames, int64_t cells, int
   BestPathLayout layout{};
   layout.corridor = 0;
   layout.rows = corridor_rows * frames;
-  layout.row_stride = cells + 2;
+  layout.row_stride = cells + 2 + kBestPathMaxLanes;
   layout.by_label = layout.rows + kBestPathRows * layout.row_stride;
   layout.total = layout.by_label + (frames * (cells + 1) + element_bytes - 1) / element_bytes;
   return layout;

@@ -45,8 +45,8 @@ def rnnt_align(
     """The most probable alignment of the labels: in which frame each of them is emitted.
 
     The Viterbi recursion over the lattice of `rnnt_loss`: arXiv 1211.3711, equation 16, with the
-    maximum in place of the sum. Of equally probable alignments it is the one that emits every label
-    earliest. Beside the arcs, memory is one byte for each cell.
+    maximum in place of the sum. Of equally probable alignments (to rounding) it is the one that
+    emits every label earliest. Beside the arcs, memory is one byte for each cell.
 
     Args:
       logits, labels, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,

@@ -50,8 +50,8 @@ def rnnt_best_labels(
     The logits come from the joint network fed with the true labels (teacher forcing); along the
     alignment, every label arc takes its best class other than blank, the first of equally good
     ones. The labels' error rate is a quick look at a model in training, without a search
-    (`transducer.viterbi` of awni's transducer). Of equally probable alignments it is the one that
-    emits every label earliest.
+    (`transducer.viterbi` of awni's transducer). Of equally probable alignments (to rounding) it is
+    the one that emits every label earliest.
 
     Args:
       logits, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
