@@ -10,8 +10,10 @@ from . import validation, validation_factored, validation_pruning
 from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_fwd
 from .bounds import Utterances, labels_and_bounds
+from .factored import checked_halves
 from .factored_arcs import factored_arcs_fwd
 from .lattice import banded_best_path, best_path
+from .losses import checked_arcs, checked_logits
 from .pruning import band_arcs_fwd, band_operands, checked_band
 from .reference import accumulator_dtype
 from .types import (
@@ -64,18 +66,14 @@ def rnnt_align(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
     """
-    logits = validation.float_scores("logits", logits)
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    utterances = validation.utterances_of(
-        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+    checked = checked_logits(
+        logits,
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (blank_id, normalization, None, implementation),
+        (topology, final_blank, delay_penalty, 0.0, implementation),
+        check,
     )
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, None, implementation)
-    lattice_options = validation.lattice_options(
-        topology, final_blank, delay_penalty, 0.0, implementation
-    )
-    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
-    return _align(logits, utterances, arcs_options, lattice_options)
+    return _align(*checked)
 
 
 def rnnt_align_from_arcs(
@@ -106,15 +104,13 @@ def rnnt_align_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss_from_arcs`.
     """
-    blank = validation.float_scores("blank_log_probs", blank_log_probs)
-    label = validation.like("label_log_probs", label_log_probs, "blank_log_probs", blank)
-    sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
-    utterances = validation.utterances_of(
-        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
+    checked = checked_arcs(
+        (blank_log_probs, label_log_probs),
+        (logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (topology, final_blank, delay_penalty, 0.0, implementation),
+        check,
     )
-    options = validation.lattice_options(topology, final_blank, delay_penalty, 0.0, implementation)
-    utterances = validation.checked_utterances(sizes, utterances, None, check)
-    return _align_from_arcs(blank, label, utterances, options)
+    return _align_from_arcs(*checked)
 
 
 def rnnt_align_simple(
@@ -148,17 +144,14 @@ def rnnt_align_simple(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_simple`.
     """
-    am, lm, sizes = validation_factored.factored_scores(am, lm)
-    utterances = validation.utterances_of(
-        sizes, labels, logit_lengths, label_lengths, logit_begins, label_begins, where
+    checked = checked_halves(
+        (am, lm),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (blank_id, normalization, None, implementation),
+        (topology, final_blank, delay_penalty, 0.0, implementation),
+        check,
     )
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, None, implementation)
-    lattice_options = validation.lattice_options(
-        topology, final_blank, delay_penalty, 0.0, implementation
-    )
-    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
-    return _align_simple(am, lm, utterances, arcs_options, lattice_options)
+    return _align_simple(*checked)
 
 
 def rnnt_align_pruned(
