@@ -48,15 +48,12 @@ def factored_best_arcs(
 ) -> tuple[jax.Array, jax.Array]:
     """As the first two of `factored_arcs_fwd`, label arcs with the best class other than blank.
 
-    It takes O(T U V) time, one frame after another, and no more memory than a frame.
+    It takes O(T U V) time, and memory of one frame's logits: one frame is computed after another.
     """
+    params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
 
     def function(am: jax.Array, lm: jax.Array, bounds: jax.Array) -> tuple[jax.Array, jax.Array]:
-        normalization = options.normalization
-        arcs = _arcs_fwd(
-            am, lm, None, bounds, blank_id=options.blank_id, normalization=normalization
-        )
-        return arcs[:2]
+        return _arcs_fwd(am, lm, None, bounds, **params)[:2]
 
     blank, label = per_shard(function, am.ndim - 2, am, lm, bounds)
     return blank, label
