@@ -36,14 +36,15 @@ JAX_RNNT_INLINE Interval intersection(Interval x, Interval y) {
   return {max_of(x.low, y.low), min_of(x.high, y.high)};
 }
 
-// Fills the corridor of an utterance with frames. False if it has no path.
+// Fills the corridor of an utterance with frames. False if it has no path. With a final blank
+// (which the regular topology has anyway) the last frame has no label arc.
 //
 // In a frame, the label positions that can be reached from the begin are an interval, and so are
 // those from which the end can be reached; both are nonempty, and then exact, if every frame has an
 // arc to the next in what they have in common.
 template <class T>
 bool find_corridor(const Corridor<T>& corridor, const Bounds& bounds, const int32_t* starts,
-                   int64_t cells, Topology topology) {
+                   int64_t cells, Topology topology, bool final_blank = false) {
   const bool regular = topology == Topology::kRegular;
   const bool constrained = topology == Topology::kConstrained;
   const int64_t frames = bounds.frame_end - bounds.frame_begin;
@@ -69,7 +70,11 @@ bool find_corridor(const Corridor<T>& corridor, const Bounds& bounds, const int3
   Interval reaching{bounds.label_end, bounds.label_end}, next = reaching;
   for (int64_t n = frames - 1; n >= 0; --n) {
     const Interval here = band(n);
-    reaching.low = regular ? here.low : reaching.low - 1;
+    if (regular) {
+      reaching.low = here.low;
+    } else if (n < frames - 1 || !final_blank) {
+      --reaching.low;
+    }
     reaching = intersection(reaching, here);
     const Interval nodes = intersection(
         reaching, {here.low + corridor.blank_begin()[n], here.low + corridor.blank_end()[n]});

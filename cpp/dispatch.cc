@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "banded_layout.h"
+#include "best_path_layout.h"
 #include "lattice_layout.h"
 
 namespace jax_rnnt {
@@ -78,6 +79,10 @@ PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors) {
 
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors) {
   return banded_layout(1, frames, cells, with_posteriors).total;
+}
+
+int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t element_bytes) {
+  return best_path_layout(frames, cells, kCorridorRows, element_bytes).total;
 }
 
 std::vector<std::string> available_targets() {

@@ -1,6 +1,6 @@
 #include "ffi_handlers.h"
 
-#include "banded_calls.h"
+#include "best_path_calls.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "packed_calls.h"
@@ -94,6 +94,20 @@ constexpr auto banded_lattice = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
+constexpr auto best_path = [](Pool pool, auto... operands) -> ffi::Error {
+  BestPath p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  const int64_t frames = p.band.frames, cells = p.band.cells;
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p.band, best_path_workspace_elements(frames, cells, bytes_of(dtype))));
+  prefer_huge_pages(p.band.workspace, p.band.batch * p.band.workspace_elements * bytes_of(dtype));
+  const Kernels& kernels = active_kernels();
+  parallel_for(pool, p.band.batch, frames * cells * 32,
+               [&](int64_t begin, int64_t end) { kernels.best_path(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
 XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Pool>());
@@ -104,6 +118,7 @@ XLA_FFI_DEFINE_HANDLER(packed_lattice_score_handler, packed_lattice,
 XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Pool>());
 
 }  // namespace
 
@@ -117,6 +132,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
+      {"jax_rnnt_best_path", best_path_handler},
   };
 }
 

@@ -147,10 +147,19 @@ struct BandedLattice {
   int64_t workspace_elements;
 };
 
+// The best path through a band: its score, and the frame of each label. Of equally good paths it is
+// the one whose labels all come first. A whole lattice is a band of U + 1 cells that starts at 0.
+struct BestPath {
+  BandedLattice band;     // its log_likelihood is the score of the best path
+  bool final_blank;       // modified: the last frame has a blank arc only
+  int32_t* label_frames;  // (batch, labels), -1 where there is none
+};
+
 // Elements of float (double) that one utterance needs as workspace.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors);
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors);
+int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t element_bytes);
 
 // Likewise of utterances in packed rows, none of which has more cells a frame.
 struct PackedWorkspace {
@@ -159,8 +168,8 @@ struct PackedWorkspace {
 PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors);
 
 // Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
-// the lattice, for the banded lattice as many utterances as a vector has lanes. Each function does
-// the items [begin, end).
+// the lattice and the best path, for the banded lattice as many utterances as a vector has lanes.
+// Each function does the items [begin, end).
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
@@ -168,6 +177,7 @@ struct Kernels {
   void (*arcs_backward)(const ArcsBackward&, DType, int64_t begin, int64_t end);
   void (*lattice)(const Lattice&, DType, int64_t begin, int64_t end);
   void (*banded_lattice)(const BandedLattice&, DType, int64_t begin, int64_t end);
+  void (*best_path)(const BestPath&, DType, int64_t begin, int64_t end);
 };
 
 }  // namespace jax_rnnt

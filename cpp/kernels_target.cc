@@ -2,6 +2,7 @@
 // JAX_RNNT_TARGET (a namespace), JAX_RNNT_VECTOR_BYTES and the compiler flags that belong to them.
 #include "arcs_kernels.h"
 #include "banded_kernels.h"
+#include "best_path_kernels.h"
 #include "lattice_kernels.h"
 
 #define JAX_RNNT_STRING(x) #x
@@ -57,6 +58,16 @@ void banded_lattice(const BandedLattice& p, DType dtype, int64_t begin, int64_t 
   }
 }
 
+void best_path(const BestPath& p, DType dtype, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    if (dtype == DType::kF64) {
+      best_path_utterance<double>(p, item);
+    } else {
+      best_path_utterance<float>(p, item);
+    }
+  }
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -65,7 +76,8 @@ const Kernels& kernels() {
                                  arcs_forward,
                                  arcs_backward,
                                  lattice,
-                                 banded_lattice};
+                                 banded_lattice,
+                                 best_path};
   return table;
 }
 

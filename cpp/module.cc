@@ -51,6 +51,9 @@ NB_MODULE(_cpu, m) {
         nb::arg("cells"), nb::arg("num_labels"), nb::arg("topology"), nb::arg("with_posteriors"),
         nb::arg("element_bytes"),
         "Workspace of one utterance of a band, in elements of the arcs' dtype.");
+  m.def("best_path_workspace_elements", &jax_rnnt::best_path_workspace_elements, nb::arg("frames"),
+        nb::arg("cells"), nb::arg("element_bytes"),
+        "Workspace of one utterance of a best path, in elements of the arcs' dtype.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");
   m.def(

@@ -95,6 +95,11 @@ struct Lanes {
   static JAX_RNNT_INLINE_MEMBER V swapped(V v) {
     return __builtin_shufflevector(v, v, (I ^ Step)...);
   }
+  // Lane i - Step at i; the first Step lanes come from `below`.
+  template <int Step, class V>
+  static JAX_RNNT_INLINE_MEMBER V shifted(V v, V below) {
+    return __builtin_shufflevector(below, v, (I + int(sizeof...(I)) - Step)...);
+  }
   // a0 b0 a1 b1 ..., from the first halves (Half = 0) or the second (Half = 1) of both.
   template <int Half, class V>
   static JAX_RNNT_INLINE_MEMBER V interleaved(V a, V b) {

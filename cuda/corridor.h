@@ -67,14 +67,15 @@ __device__ __forceinline__ void scan(int32_t* row, int count, int identity, Comb
 }
 
 // Fills the corridor of an utterance with frames; t = 0 is its first one. False, for all threads,
-// if it has no path.
+// if it has no path. With a final blank (which the regular topology has anyway) the last frame has
+// no label arc.
 //
 // In a frame, the label positions that can be reached from the begin are an interval, and so are
 // those from which the end can be reached; both are nonempty, and then exact, if every frame has an
 // arc to the next in what they have in common.
 __device__ __forceinline__ bool find_corridor(const Corridor& corridor, const Bounds& bounds,
                                               const int32_t* starts, int64_t cells,
-                                              Topology topology) {
+                                              Topology topology, bool final_blank = false) {
   const bool regular = topology == Topology::kRegular;
   const bool constrained = topology == Topology::kConstrained;
   const int frames = bounds.frame_end - bounds.frame_begin;
@@ -104,7 +105,7 @@ __device__ __forceinline__ bool find_corridor(const Corridor& corridor, const Bo
     if (!regular) {
       int most = smaller(rise[t], begin);
       if (constrained && t > 0) most = smaller(most, rise[t - 1] - 1);
-      nodes = intersection(nodes, {larger(fall[t], end - frames) + t, most + t});
+      nodes = intersection(nodes, {larger(fall[t], end - frames + final_blank) + t, most + t});
     }
     corridor.row(4)[t] = nodes.low;
     corridor.row(5)[t] = nodes.high;

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../cpp/banded_calls.h"
+#include "../cpp/best_path_calls.h"
 #include "../cpp/packed_calls.h"
 #include "kernels.h"
 
@@ -59,6 +60,15 @@ constexpr auto banded_lattice = [](cudaStream_t stream, auto... operands) -> ffi
   return error_of(cuda::banded_lattice(p, dtype, stream));
 };
 
+constexpr auto best_path = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  BestPath p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
+      p.band, cuda::best_path_workspace_elements(p.band.frames, p.band.cells, dtype)));
+  return error_of(cuda::best_path(p, dtype, stream));
+};
+
 // Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
@@ -75,6 +85,7 @@ XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_si
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Stream>(), kTraits);
 
 }  // namespace
 
@@ -88,6 +99,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
+      {"jax_rnnt_best_path", best_path_handler},
   };
 }
 

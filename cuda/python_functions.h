@@ -41,6 +41,14 @@ inline void define_functions(nanobind::module_& m) {
       nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("num_labels"),
       nanobind::arg("topology"), nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
       "Workspace of one utterance of a band, in elements of the arcs' dtype.");
+  m.def(
+      "best_path_workspace_elements",
+      [](int64_t frames, int64_t cells, int64_t element_bytes) {
+        const DType dtype = element_bytes == 8 ? DType::kF64 : DType::kF32;
+        return best_path_workspace_elements(frames, cells, dtype);
+      },
+      nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("element_bytes"),
+      "Workspace of one utterance of a best path, in elements of the arcs' dtype.");
 }
 
 }  // namespace jax_rnnt::cuda

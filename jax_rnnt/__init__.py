@@ -2,8 +2,11 @@
 
 from importlib.metadata import version as _version
 
+from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
+from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
 from .decoding import Decoded, greedy_decode
+from .emission import expected_emission_frames, mean_emission_delay
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .joint import rnnt_loss_joint
 from .label_windows import label_windows_from_frames
@@ -14,22 +17,32 @@ from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
 from .packed_inputs import pack_joint_inputs, packed_size
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
-from .types import Posteriors
+from .types import Alignment, BestLabels, Posteriors
 
 __version__ = _version("jax-rnnt")
 
 __all__ = [
+    "Alignment",
+    "BestLabels",
     "Decoded",
     "LinearJoint",
     "Posteriors",
     "check_inputs",
     "do_rnnt_pruning",
+    "expected_emission_frames",
     "get_rnnt_prune_ranges",
     "greedy_decode",
     "label_windows_from_frames",
     "lengths_from_paddings",
+    "mean_emission_delay",
     "pack_joint_inputs",
     "packed_size",
+    "rnnt_align",
+    "rnnt_align_from_arcs",
+    "rnnt_align_pruned",
+    "rnnt_align_simple",
+    "rnnt_best_labels",
+    "rnnt_best_labels_simple",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",

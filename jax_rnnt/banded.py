@@ -51,7 +51,7 @@ def banded_lattice(
       `(*batch, T, S)`. The log-likelihood is -inf without a complete path and NaN for bad bounds or
       input; the posteriors are then zero.
     """
-    band = _Band(blank, label, starts, bounds, topology, delay_penalty)
+    band = Band(blank, label, starts, bounds, topology, delay_penalty)
     log_likelihood, alphas = band.forward()
     blank_posteriors, label_posteriors = band.posteriors(alphas)
     finite = jnp.isfinite(log_likelihood)[..., None, None]
@@ -75,7 +75,7 @@ def banded_lattice_score(
     delay_penalty: float,
 ) -> jax.Array:
     """The log-likelihood of `banded_lattice` alone, `(*batch,)`."""
-    return _Band(blank, label, starts, bounds, topology, delay_penalty).forward()[0]
+    return Band(blank, label, starts, bounds, topology, delay_penalty).forward()[0]
 
 
 class _Interval(NamedTuple):
@@ -92,7 +92,7 @@ class _Interval(NamedTuple):
         return self.low > self.high
 
 
-class _Band:
+class Band:
     """Arcs by frame, -inf where they are on no complete path, whatever was given for them.
 
     Nodes of a frame are in S + 1 slots, slot s for label position `start + s`: a label arc to the
@@ -107,10 +107,11 @@ class _Band:
         bounds: jax.Array,
         topology: Topology,
         delay_penalty: float,
+        final_blank: bool = False,
     ):
         *batch, T, S = blank.shape
         self.T, self.S, self.topology = T, S, topology
-        self.regular = topology == "regular"
+        self.regular, self.final_blank = topology == "regular", final_blank
         if topology == "constrained":
             label = label + shift_left(blank, -jnp.inf)
         if delay_penalty != 0:
@@ -181,7 +182,7 @@ class _Band:
                 rise = jnp.minimum(rise, shift_right(rise, _FAR) - 1)
             rise = jnp.minimum(rise, self.label_begin - self.frame_begin)
             fall = highest(band.low - t, reverse=True)
-            fall = jnp.maximum(fall, self.label_end - self.frame_end)
+            fall = jnp.maximum(fall, self.label_end - self.frame_end + int(self.final_blank))
             nodes = nodes.intersect(_Interval(fall + t, rise + t))
 
         following = _Interval(*(shift_left(x, 0) for x in nodes))
@@ -281,15 +282,19 @@ def _running_sums(terms: Extended, factors: Extended) -> Extended:
 
 
 def _rotate(row: Extended, distance: jax.Array) -> Extended:
+    return Extended(*(rotate(x, distance) for x in row))
+
+
+def rotate(row: jax.Array, distance: jax.Array) -> jax.Array:
     """Element s + distance (modulo the number of slots) at s, by powers of two.
 
     Nodes in the bands of both frames come to their slots; no live arc leads to a node that does
     not, wherever it comes to.
     """
-    slots, step = row.mantissa.shape[-1], 1
+    slots, step = row.shape[-1], 1
     while step < slots:
         moves = (distance & step) != 0
-        row = Extended(*(jnp.where(moves, jnp.roll(x, -step, axis=-1), x) for x in row))
+        row = jnp.where(moves, jnp.roll(row, -step, axis=-1), row)
         step *= 2
     return row
 

@@ -286,21 +286,32 @@ def checked_loss(
     check: Any,
 ) -> Any:
     """The loss, after all checks; arguments as `validation` takes them."""
+    am, lm, utterances, arcs_options, lattice_options = checked_halves(
+        scores, utterance_arguments, arcs_arguments, lattice_arguments, check
+    )
+    return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
+    options = _Options(arcs_options, lattice_options, smoothing, return_posteriors)
+    reduction = validation.reduction_of(reduction)
+    loss, posteriors = _reduced_loss(am, lm, utterances, options, reduction)
+    return loss if posteriors is None else (loss, posteriors)
+
+
+def checked_halves(
+    scores: tuple[Any, Any],
+    utterance_arguments: tuple[Any, ...],
+    arcs_arguments: tuple[Any, ...],
+    lattice_arguments: tuple[Any, ...],
+    check: Any,
+) -> tuple[jax.Array, jax.Array, Utterances, ArcsOptions, LatticeOptions]:
+    """All arguments of a function of `am` and `lm`, checked; as `validation` takes them."""
     am, lm, sizes = validation_factored.factored_scores(*scores)
     utterances = validation.utterances_of(sizes, *utterance_arguments)
     blank_id, *rest = arcs_arguments
     assert sizes.V is not None
     arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
-    options = _Options(
-        arcs_options,
-        validation.lattice_options(*lattice_arguments),
-        smoothing,
-        validation.static_bool("return_posteriors", return_posteriors),
-    )
-    reduction = validation.reduction_of(reduction)
+    lattice_options = validation.lattice_options(*lattice_arguments)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
-    loss, posteriors = _reduced_loss(am, lm, utterances, options, reduction)
-    return loss if posteriors is None else (loss, posteriors)
+    return am, lm, utterances, arcs_options, lattice_options
 
 
 @partial(jax.jit, static_argnames=("options", "reduction"))

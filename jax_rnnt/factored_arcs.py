@@ -43,6 +43,22 @@ def factored_arcs_fwd(
     return blank, label, denominators
 
 
+def factored_best_arcs(
+    options: ArcsOptions, am: jax.Array, lm: jax.Array, bounds: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As the first two of `factored_arcs_fwd`, label arcs with the best class other than blank.
+
+    It takes O(T U V) time, and memory of one frame's logits: one frame is computed after another.
+    """
+    params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
+
+    def function(am: jax.Array, lm: jax.Array, bounds: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _arcs_fwd(am, lm, None, bounds, **params)[:2]
+
+    blank, label = per_shard(function, am.ndim - 2, am, lm, bounds)
+    return blank, label
+
+
 def factored_arcs_bwd(
     options: ArcsOptions,
     am: jax.Array,
@@ -74,31 +90,30 @@ def factored_arcs_bwd(
 def _arcs_fwd(
     am: jax.Array,
     lm: jax.Array,
-    labels: jax.Array,
+    labels: jax.Array | None,
     bounds: jax.Array,
     *,
     blank_id: int,
     normalization: Normalization,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`factored_arcs_fwd` with one batch dimension."""
-    (B, T, V), W = am.shape, lm.shape[1]
+    """`factored_arcs_fwd` with one batch dimension; `factored_best_arcs` without labels."""
+    (_, T, _), W = am.shape, lm.shape[1]
     dtype = accumulator_dtype(am.dtype)
-    label_ids = _label_ids(labels, V)
-    at_label = jnp.broadcast_to(label_ids[:, None], (B, T, W))
-    am_label = jnp.take_along_axis(am, at_label, axis=2).astype(dtype)
-    lm_label = jnp.take_along_axis(lm, label_ids[..., None], axis=2)[:, None, :, 0].astype(dtype)
     am_blank = am[:, :, blank_id, None].astype(dtype)
     lm_blank = lm[:, None, :, blank_id].astype(dtype)
     frames, positions = rows_inside(bounds, T, W)
     if normalization == "none":
-        blank, label = am_blank + lm_blank, am_label + lm_label
+        no_top = jnp.zeros((), dtype)
+        blank = am_blank + lm_blank
+        label = sum(_label_scores(am, lm, labels, blank_id, no_top, no_top), no_top)
         denominators = jnp.zeros_like(blank)
     else:
         excluded = blank_id if normalization == "hat" else None
         am_rows, lm_rows = _rows(am, frames, excluded), _rows(lm, positions, excluded)
         denominators = _log_denominators(am_rows, lm_rows)
         am_top, lm_top = am_rows.top, jnp.swapaxes(lm_rows.top, 1, 2)
-        label = _log_ratio(am_label - am_top, lm_label - lm_top, denominators)
+        label_scores = _label_scores(am, lm, labels, blank_id, am_top, lm_top)
+        label = _log_ratio(*label_scores, denominators)
         if normalization == "softmax":
             blank = _log_ratio(am_blank - am_top, lm_blank - lm_top, denominators)
         else:
@@ -112,6 +127,38 @@ def _arcs_fwd(
         jnp.where(has_label, label, -jnp.inf),
         jnp.where(inside, denominators, 0),
     )
+
+
+def _label_scores(
+    am: jax.Array,
+    lm: jax.Array,
+    labels: jax.Array | None,
+    blank_id: int,
+    am_top: jax.Array,
+    lm_top: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The label arcs' two halves `(B, T, U+1)`, less the tops; without labels the best sum, and 0.
+
+    Tops are `(B, T, 1)` and `(B, 1, U+1)`, or scalars.
+    """
+    (B, T, V), W = am.shape, lm.shape[1]
+    dtype = accumulator_dtype(am.dtype)
+    if labels is not None:
+        label_ids = _label_ids(labels, V)
+        at_label = jnp.broadcast_to(label_ids[:, None], (B, T, W))
+        am_label = jnp.take_along_axis(am, at_label, axis=2).astype(dtype)
+        lm_label = jnp.take_along_axis(lm, label_ids[..., None], axis=2)[:, None, :, 0]
+        return am_label - am_top, lm_label.astype(dtype) - lm_top
+    tops = (jnp.broadcast_to(x, shape) for x, shape in ((am_top, (B, T, 1)), (lm_top, (B, 1, W))))
+    am_top, lm_top = tops
+    lm_scores = _without_class(lm, blank_id) - jnp.swapaxes(lm_top, 1, 2)
+
+    def one_frame(frame: tuple[jax.Array, jax.Array]) -> jax.Array:
+        scores, top = frame
+        return jnp.max((scores.astype(dtype) - top)[:, None] + lm_scores, axis=2)
+
+    best = lax.map(one_frame, (jnp.swapaxes(am, 0, 1), jnp.swapaxes(am_top, 0, 1)))
+    return jnp.swapaxes(best, 0, 1), jnp.zeros_like(lm_top)
 
 
 def _arcs_bwd(

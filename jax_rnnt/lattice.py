@@ -1,4 +1,4 @@
-"""Arcs to log-likelihood and posteriors, by the implementation that the caller chose."""
+"""Arcs to log-likelihood, posteriors and best path, by the implementation that the caller chose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from . import banded, reference
 from . import packed_lattice as packed
 from ._native import ops
-from .types import LatticeOptions, Posteriors
+from .best_path import best_path as reference_best_path
+from .types import Alignment, LatticeOptions, Posteriors
 
 
 def _params(options: LatticeOptions) -> dict[str, Any]:
@@ -124,6 +125,30 @@ def banded_lattice_score(
     return ops.banded_lattice_score(
         blank, label, starts, bounds, native=native, num_labels=num_labels, **params
     )
+
+
+def best_path(
+    options: LatticeOptions, blank: jax.Array, label: jax.Array, bounds: jax.Array
+) -> Alignment:
+    """The best path through whole planes of arcs, `(*batch, T, U+1)`."""
+    starts = jnp.zeros_like(blank[..., 0], dtype=jnp.int32)
+    return banded_best_path(options, blank.shape[-1] - 1, blank, label, starts, bounds)
+
+
+def banded_best_path(
+    options: LatticeOptions,
+    num_labels: int,
+    blank: jax.Array,
+    label: jax.Array,
+    starts: jax.Array,
+    bounds: jax.Array,
+) -> Alignment:
+    """The best path through a band, see `best_path.best_path`. `num_labels` is U."""
+    params: dict[str, Any] = {**_params(options), "num_labels": num_labels}
+    if options.implementation == "xla":
+        return Alignment(*reference_best_path(blank, label, starts, bounds, **params))
+    native = options.implementation == "native"
+    return Alignment(*ops.best_path(blank, label, starts, bounds, native=native, **params))
 
 
 def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteriors:

@@ -108,26 +108,33 @@ def rnnt_loss(
         or label is out of range, or a label is blank.
       NotImplementedError: on compilation, `implementation="native"` for a platform without kernels.
     """
+    checked = checked_logits(
+        logits,
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
+        (blank_id, normalization, clamp, implementation),
+        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        check,
+    )
+    return _rnnt_loss(*checked, validation.reduction_of(reduction))
+
+
+def checked_logits(
+    logits: Any,
+    utterance_arguments: tuple[Any, ...],
+    arcs_arguments: tuple[Any, ...],
+    lattice_arguments: tuple[Any, ...],
+    check: Any,
+) -> tuple[jax.Array, Utterances, ArcsOptions, LatticeOptions]:
+    """All arguments of a function of logits, checked; as `validation` takes them."""
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    utterances = validation.utterances_of(
-        sizes,
-        labels,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
+    utterances = validation.utterances_of(sizes, *utterance_arguments)
+    blank_id, *rest = arcs_arguments
     assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
-    lattice_options = validation.lattice_options(
-        topology, final_blank, delay_penalty, fastemit_lambda, implementation
-    )
-    reduction = validation.reduction_of(reduction)
+    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
+    lattice_options = validation.lattice_options(*lattice_arguments)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
-    return _rnnt_loss(logits, utterances, arcs_options, lattice_options, reduction)
+    return logits, utterances, arcs_options, lattice_options
 
 
 @overload
@@ -215,29 +222,32 @@ def rnnt_loss_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss`.
     """
-    blank = validation.float_scores("blank_log_probs", blank_log_probs)
-    label = validation.like("label_log_probs", label_log_probs, "blank_log_probs", blank)
-    sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
-    utterances = validation.utterances_of(
-        sizes,
-        None,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
-    options = validation.lattice_options(
-        topology, final_blank, delay_penalty, fastemit_lambda, implementation
+    checked = checked_arcs(
+        (blank_log_probs, label_log_probs),
+        (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
+        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        check,
     )
     reduction = validation.reduction_of(reduction)
-    utterances = validation.checked_utterances(sizes, utterances, None, check)
     return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
-    loss, posteriors = _rnnt_loss_from_arcs(
-        blank, label, utterances, options, reduction, return_posteriors
-    )
+    loss, posteriors = _rnnt_loss_from_arcs(*checked, reduction, return_posteriors)
     return loss if posteriors is None else (loss, posteriors)
+
+
+def checked_arcs(
+    arcs: tuple[Any, Any],
+    utterance_arguments: tuple[Any, ...],
+    lattice_arguments: tuple[Any, ...],
+    check: Any,
+) -> tuple[jax.Array, jax.Array, Utterances, LatticeOptions]:
+    """All arguments of a function of arcs, checked; as `validation` takes them."""
+    blank = validation.float_scores("blank_log_probs", arcs[0])
+    label = validation.like("label_log_probs", arcs[1], "blank_log_probs", blank)
+    sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
+    utterances = validation.utterances_of(sizes, None, *utterance_arguments)
+    options = validation.lattice_options(*lattice_arguments)
+    utterances = validation.checked_utterances(sizes, utterances, None, check)
+    return blank, label, utterances, options
 
 
 def check_inputs(

@@ -30,6 +30,33 @@ class Posteriors(NamedTuple):
     label: jax.Array
 
 
+class Alignment(NamedTuple):
+    """The best alignment of each utterance.
+
+    Attributes:
+      score: `(*batch,)` float32 or float64: its log-probability.
+      frames: `(*batch, U)` int32: the frame in which it emits each label; -1 in padding and where
+        there is no alignment.
+    """
+
+    score: jax.Array
+    frames: jax.Array
+
+
+class BestLabels(NamedTuple):
+    """The best labels of each utterance, and the alignment that emits them.
+
+    Attributes:
+      labels: `(*batch, U)` int32; -1 in padding and where there is no alignment.
+      score: `(*batch,)` float32 or float64: the alignment's log-probability.
+      frames: `(*batch, U)` int32: the frame in which it emits each label, -1 as in `labels`.
+    """
+
+    labels: jax.Array
+    score: jax.Array
+    frames: jax.Array
+
+
 @dataclass(frozen=True)
 class LatticeOptions:
     """Static options of the recursion over arcs."""

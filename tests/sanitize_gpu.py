@@ -26,7 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
-from jax_rnnt.lattice import lattice, lattice_score, packed_lattice, packed_lattice_score
+from jax_rnnt.lattice import (
+    best_path,
+    lattice,
+    lattice_score,
+    packed_lattice,
+    packed_lattice_score,
+)
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -88,8 +94,8 @@ def lattice_cases() -> Iterator[Case]:
             blank, label = planes.astype(dtype)
             for topology in TOPOLOGIES:
                 options = LatticeOptions(topology, final_blank=topology == "modified")
-                for name, op in (("lattice", lattice), ("lattice_score", lattice_score)):
-                    what = f"{name} {np.dtype(dtype).name} T={T} U={U} {topology}"
+                for op in (lattice, lattice_score, best_path):
+                    what = f"{op.__name__} {np.dtype(dtype).name} T={T} U={U} {topology}"
                     yield what, partial(op, options), (blank, label, bounds)
 
 

@@ -29,6 +29,7 @@ from cases import (
     random_batch,
 )
 
+import jax_rnnt
 from jax_rnnt._native.platforms import KERNELS
 
 B, T, U, V = 4, 6, 3, 7
@@ -98,6 +99,18 @@ def test_loss_from_arcs(topology: Options, arcs: ArcsBatch) -> None:
         function = arcs_function("auto", return_posteriors=posteriors, **topology)
         text = lowered_for_cuda(lambda batch, f=function: f(*batch), arcs)
         assert_kernels_alone(text, target)
+
+
+@needs_kernels
+@pytest.mark.parametrize("topology", **each_topology)
+def test_alignment(topology: Options, batch: Batch) -> None:
+    """Arcs and best path."""
+
+    def align(batch: Batch) -> Any:
+        return tuple(jax_rnnt.rnnt_align(batch.logits, batch.labels, **topology))
+
+    text = lowered_for_cuda(align, batch)
+    assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_best_path")
 
 
 @needs_kernels

@@ -27,7 +27,7 @@ from cases import (
 from packed_cases import PackedBatch, packed_function, random_packed
 
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
-from jax_rnnt.lattice import lattice, lattice_score
+from jax_rnnt.lattice import banded_best_path, best_path, lattice, lattice_score
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
 pytestmark = pytest.mark.cuda_only("compares the kernels of the GPU with those of the CPU")
@@ -165,6 +165,33 @@ def test_packed_rows(places: tuple[jax.Device, jax.Device], topology: Options, d
         assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
         assert_gradients_agree(gpu[1][None], cpu[1][None], promised(dtype))
         assert_same_bits(both, jax.device_put(batch, places[1]))
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_best_paths(places: tuple[jax.Device, jax.Device], topology: Options, dtype: Any) -> None:
+    """Whole lattices, also with rows that do not fit on chip; bands; equally good paths."""
+    options = LatticeOptions(**topology)
+    rng = np.random.default_rng(0)
+    for shape in (*LATTICE_SHAPES, (200, 90, 37), (2, 5, 12000)):
+        *planes, bounds = lattice_operands(shape, dtype, topology)
+        ties = [np.round(x * 4) / 4 for x in planes]
+        for blank, label in (planes, ties):
+            cpu, gpu = (
+                run_on(place, partial(best_path, options), blank, label, bounds) for place in places
+            )
+            assert_numbers_agree(gpu.score, cpu.score, promised(dtype))
+            if dtype == jnp.float64 or blank is ties[0]:
+                np.testing.assert_array_equal(gpu.frames, cpu.frames)
+        assert np.isfinite(cpu.score).any()
+
+        width = min(shape[2] + 1, 5)
+        band = partial(banded_best_path, options, shape[2])
+        highest = np.full(shape[:2], shape[2] + 1 - width)
+        starts = np.minimum(rng.integers(0, 2, shape[:2]).cumsum(1), highest).astype(np.int32)
+        operands = *(x[..., :width] for x in ties), starts, bounds
+        cpu, gpu = (run_on(place, band, *operands) for place in places)
+        jax.tree.map(np.testing.assert_array_equal, gpu, cpu)
 
 
 @pytest.mark.parametrize("topology", **each_topology)

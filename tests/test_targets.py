@@ -10,7 +10,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Options, expected, random_batch, run, valid_cells
+from alignment_cases import align_arcs, assert_best, windows
+from cases import (
+    ArcsBatch,
+    Options,
+    each_topology,
+    expected,
+    random_arcs,
+    random_batch,
+    run,
+    valid_cells,
+)
+from oracles_alignment import by_recursion
 from packed_cases import random_packed
 from pruned_cases import TOPOLOGIES, random_pruned
 from test_packed import check_packed, check_skewed
@@ -125,3 +136,19 @@ def test_bands(target: str, topology: str, dtype: Any) -> None:
             rng, count, frames, labels, s_range, 5, dtype=dtype, scale=2.0, **options
         )
         check_pruned(batch, "native", dtype, **options)
+
+
+@pytest.mark.parametrize("options", **each_topology)
+def test_best_paths(target: str, options: Options) -> None:
+    """Rows of labels shorter and longer than a vector."""
+    rng = np.random.default_rng(4)
+    for labels in (0, 3, 8, 16, 37):
+        batch = random_arcs(rng, 3, 40, labels, **options)
+        wanted = [
+            by_recursion(blank, label, w, **options)
+            for blank, label, w in zip(*batch[:2], windows(batch.ranges), strict=True)
+        ]
+        for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
+            planes = (x.astype(dtype) for x in batch[:2])
+            found = align_arcs(ArcsBatch(*planes, batch.ranges), "native", **options)
+            assert_best(found, wanted, tolerance)

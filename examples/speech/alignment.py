@@ -7,36 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_rnnt import rnnt_loss_from_arcs
+from jax_rnnt import rnnt_align_from_arcs, rnnt_loss_from_arcs
 from speech.batching import Batch
 from speech.losses import simple_loss
 from speech.model import label_contexts
 
 
-def best_path(blank: np.ndarray, label: np.ndarray) -> np.ndarray:
+def best_path(blank: jax.Array | np.ndarray, label: jax.Array | np.ndarray) -> np.ndarray:
     """Cells (T + U, 2) as (frame, labels so far) of the most probable alignment (Viterbi 1967).
 
     `blank`, `label`: log-probabilities (T, U + 1) of the arcs that leave each cell of an
     utterance without padding: blank to the next frame, label to the next label.
     """
-    frames, positions = blank.shape
-    score = np.full((frames, positions), -np.inf)
-    by_label = np.zeros((frames, positions), bool)
-    for t in range(frames):
-        for u in range(positions):
-            if t == u == 0:
-                score[t, u] = 0
-                continue
-            through_blank = score[t - 1, u] + blank[t - 1, u] if t else -np.inf
-            through_label = score[t, u - 1] + label[t, u - 1] if u else -np.inf
-            by_label[t, u] = through_label > through_blank
-            score[t, u] = max(through_blank, through_label)
-    t, u = frames - 1, positions - 1
-    path = [(t, u)]
-    while t or u:
-        t, u = (t, u - 1) if by_label[t, u] else (t - 1, u)
-        path.append((t, u))
-    return np.array(path[::-1])
+    frames = np.asarray(rnnt_align_from_arcs(blank, label).frames)
+    t = range(blank.shape[0])
+    before, after = (np.searchsorted(frames, t, side) for side in ("left", "right"))
+    return np.array([(i, u) for i in t for u in range(before[i], after[i] + 1)])
 
 
 def emission_frames(path: np.ndarray) -> np.ndarray:
@@ -61,7 +47,7 @@ def posterior_lattice(
         blank, label, batch.lengths, batch.label_lengths, return_posteriors=True
     )
     occupied = np.asarray(posteriors.blank + posteriors.label)[0]
-    return occupied, best_path(np.asarray(blank)[0], np.asarray(label)[0])
+    return occupied, best_path(blank[0], label[0])
 
 
 def kept_band(graph: nnx.GraphDef, params: nnx.State, batch: Batch, s_range: int) -> np.ndarray:

@@ -1,5 +1,5 @@
 """The native ops: `arcs_fwd`, `arcs_bwd`, and the lattices of planes, packed rows and bands, which
-are also there as `*_score`, without posteriors."""
+are also there as `*_score`, without posteriors; `best_path`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import banded, reference
 from .. import packed_lattice as packed_lattice_in_jax
+from ..best_path import best_path as reference_best_path
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
@@ -193,6 +195,23 @@ _banded_lattice_score_p = native_primitive(
     ),
 )
 
+_best_path_p = native_primitive(
+    "jax_rnnt_best_path",
+    core_ndim=2,
+    outputs=lambda blank, *_, num_labels, **params: [
+        ((), blank.dtype),
+        ((num_labels,), jnp.int32),
+    ],
+    fallback=reference_best_path,
+    attributes=lambda num_labels, **params: _lattice_attributes(**params),
+    workspace=lambda kernels, blank, *_, **params: [
+        (
+            (kernels.best_path_workspace_elements(*_known_sizes(blank), blank.dtype.itemsize),),
+            blank.dtype,
+        )
+    ],
+)
+
 
 def arcs_fwd(
     logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
@@ -250,3 +269,10 @@ def banded_lattice_score(
     """`banded.banded_lattice_score` by the native kernel."""
     operands = align_varying_axes(blank, label, starts, bounds)
     return _banded_lattice_score_p.bind(*operands, **params)[0]
+
+
+def best_path(
+    blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`best_path.best_path` by the native kernel."""
+    return tuple(_best_path_p.bind(*align_varying_axes(blank, label, starts, bounds), **params))

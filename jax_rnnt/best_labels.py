@@ -1,0 +1,214 @@
+"""The best labels along the best path, given how many there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import validation, validation_factored
+from ._native.jax_versions import align_varying_axes
+from .bounds import Sizes, Utterances, labels_and_bounds
+from .factored_arcs import factored_best_arcs, rows_inside
+from .lattice import best_path
+from .pruning import band_arcs_fwd
+from .reference import accumulator_dtype, axis_index
+from .types import (
+    Alignment,
+    ArcsOptions,
+    Array,
+    BestLabels,
+    Implementation,
+    LatticeOptions,
+    Normalization,
+    Topology,
+)
+
+
+def rnnt_best_labels(
+    logits: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> BestLabels:
+    """The most probable alignment of as many labels as are given, whatever they are.
+
+    The logits come from the joint network fed with the true labels (teacher forcing); along the
+    alignment, every label arc takes its best class other than blank, the first of equally good
+    ones. The labels' error rate is a quick look at a model in training, without a search
+    (`transducer.viterbi` of awni's transducer). Of equally probable alignments (to rounding) it is
+    the one that emits every label earliest.
+
+    Args:
+      logits, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
+        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss`.
+      delay_penalty: as in `rnnt_align`.
+
+    Returns:
+      `BestLabels(labels, score, frames)`, see there; as for `rnnt_align`.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
+    """
+    logits = validation.float_scores("logits", logits)
+    sizes = validation.sizes_of("logits", logits.shape, 3)
+    return _best_labels(
+        logits,
+        *_checked(
+            sizes,
+            (logit_lengths, label_lengths, logit_begins, label_begins, where),
+            (blank_id, normalization),
+            (topology, final_blank, delay_penalty),
+            implementation,
+            check,
+        ),
+    )
+
+
+def rnnt_best_labels_simple(
+    am: Array,
+    lm: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> BestLabels:
+    """`rnnt_best_labels` for the additive joiner, whose logits `am[t] + lm[u]` are never stored.
+
+    The best classes take O(T U V) time, a frame at a time, and memory of a few `(T, U+1)` planes
+    and of one frame's `(U+1, V)` logits.
+
+    Args:
+      am, lm, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
+        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss_simple`.
+      delay_penalty: as in `rnnt_align`.
+
+    Returns:
+      As `rnnt_best_labels`.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_simple`.
+    """
+    am, lm, sizes = validation_factored.factored_scores(am, lm)
+    return _best_labels_simple(
+        am,
+        lm,
+        *_checked(
+            sizes,
+            (logit_lengths, label_lengths, logit_begins, label_begins, where),
+            (blank_id, normalization),
+            (topology, final_blank, delay_penalty),
+            implementation,
+            check,
+        ),
+    )
+
+
+def _checked(
+    sizes: Sizes,
+    utterance_arguments: tuple[Any, ...],
+    arcs_arguments: tuple[Any, Any],
+    lattice_arguments: tuple[Any, Any, Any],
+    implementation: Any,
+    check: Any,
+) -> tuple[Utterances, ArcsOptions, LatticeOptions]:
+    """All arguments beside the scores; as `validation` takes them."""
+    blank_id, normalization = arcs_arguments
+    assert sizes.V is not None
+    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, None, implementation)
+    lattice_options = validation.lattice_options(*lattice_arguments, 0.0, implementation)
+    without_labels = replace(sizes, V=None)
+    utterances = validation.utterances_of(without_labels, None, *utterance_arguments)
+    utterances = validation.checked_utterances(without_labels, utterances, None, check)
+    return utterances, arcs_options, lattice_options
+
+
+@partial(jax.jit, static_argnames=("arcs_options", "lattice_options"))
+def _best_labels(
+    logits: jax.Array,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+) -> BestLabels:
+    logits = lax.stop_gradient(logits)
+    sizes = replace(validation.sizes_of("logits", logits.shape, 3), V=None)
+    _, bounds = labels_and_bounds(logits, sizes, utterances, None)
+    logits, bounds = align_varying_axes(logits, bounds)
+    classes, blank, label = _best_arcs(arcs_options, logits, bounds)
+    alignment = best_path(lattice_options, blank, label, bounds)
+    rows = jnp.maximum(alignment.frames, 0)[..., None, :]
+    labels = jnp.take_along_axis(classes[..., :-1], rows, axis=-2, mode="clip")[..., 0, :]
+    return _with_alignment(labels, alignment)
+
+
+@partial(jax.jit, static_argnames=("arcs_options", "lattice_options"))
+def _best_labels_simple(
+    am: jax.Array,
+    lm: jax.Array,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+) -> BestLabels:
+    am, lm = lax.stop_gradient((am, lm))
+    sizes = replace(validation_factored.factored_sizes(am.shape, lm.shape), V=None)
+    _, bounds = labels_and_bounds(am, sizes, utterances, None)
+    am, lm, bounds = align_varying_axes(am, lm, bounds)
+    blank, label = factored_best_arcs(arcs_options, am, lm, bounds)
+    alignment = best_path(lattice_options, blank, label, bounds)
+    rows = jnp.maximum(alignment.frames, 0)[..., None]
+    am_rows = jnp.take_along_axis(am, rows, axis=-2, mode="clip")
+    dtype = accumulator_dtype(am.dtype)
+    scores = am_rows.astype(dtype) + lm[..., :-1, :].astype(dtype)
+    return _with_alignment(_best_class(scores, arcs_options.blank_id), alignment)
+
+
+def _with_alignment(labels: jax.Array, alignment: Alignment) -> BestLabels:
+    return BestLabels(jnp.where(alignment.frames >= 0, labels, -1), *alignment)
+
+
+def _best_class(scores: jax.Array, blank_id: int) -> jax.Array:
+    """The best class other than blank; blank where all others are forbidden."""
+    is_blank = axis_index(scores.ndim, -1, scores.shape[-1]) == blank_id
+    others = jnp.where(is_blank, -jnp.inf, scores)
+    best = lax.argmax(others, others.ndim - 1, jnp.int32)
+    return jnp.where(jnp.max(others, axis=-1) == -jnp.inf, blank_id, best)
+
+
+def _best_arcs(
+    options: ArcsOptions, logits: jax.Array, bounds: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best class of each label arc, then blank and label arcs, each `(*batch, T, U+1)`."""
+    *_, T, W, _ = logits.shape
+    classes = _best_class(logits, options.blank_id)
+    # The arcs of a frame whose label arcs have their own classes are those of a band.
+    frames, _ = rows_inside(bounds, T, W)
+    begin, end = (bounds[..., i, None] for i in (2, 3))
+    frame_bounds = jnp.stack(
+        jnp.broadcast_arrays(jnp.zeros_like(begin), jnp.ones_like(begin), begin, end), axis=-1
+    )
+    frame_bounds = jnp.where(frames[..., None], frame_bounds, 0)
+    blank, label, _ = band_arcs_fwd(options, logits, classes, frame_bounds)
+    return classes, blank, jnp.where(classes == options.blank_id, -jnp.inf, label)
