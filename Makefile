@@ -24,7 +24,7 @@ GPU_WORKERS ?= 12
 # The workers share the card: each takes memory as it needs it.
 GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
-.PHONY: setup test test-cpu test-emulated demo bench lint format clean \
+.PHONY: setup test test-cpu test-emulated demo bench docs lint format clean \
         build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 
 $(VENV)/.installed: $(BUILD_INPUTS)
@@ -53,6 +53,13 @@ demo: setup
 
 bench: setup
 	$(BIN)/python benchmarks/rnnt_loss.py $(BENCH_ARGS)
+
+# Into site/. It reads the sources and needs no build of them.
+docs:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 build-gpu:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
@@ -85,4 +92,4 @@ format: setup
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

@@ -130,8 +130,7 @@ def loss_and_grads(
     def by_scores(*scores: Any) -> Any:
         return logprobs(kind, scores, symbols, blank, rnnt_type, boundary, *rest, **options)
 
-    (px, py), vjp = jax.vjp(by_scores, *scores)
-    px, py = np.asarray(px), np.asarray(py)
+    px, py = map(np.asarray, jax.jit(by_scores)(*scores))
     T = py.shape[2]
     ends = np.full(len(px), T) if boundary is None else boundary[:, 3]
     if delay_penalty > 0:
@@ -140,4 +139,6 @@ def loss_and_grads(
     result, (px_grad, py_grad) = batch_recursion(px, py, boundary)
     weight = np.ones(len(px)) if cotangent is None else cotangent
     weight = weight[:, None, None]
-    return -result, (px_grad, py_grad), vjp((-weight * px_grad, -weight * py_grad))
+    weighted = -weight * px_grad, -weight * py_grad
+    grads = jax.jit(lambda *x: jax.vjp(by_scores, *x)[1](weighted))(*scores)
+    return -result, (px_grad, py_grad), grads

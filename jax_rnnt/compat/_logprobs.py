@@ -62,9 +62,9 @@ def get_rnnt_logprobs_smoothed(
     smoothing = k2_smoothing(lm_only_scale, am_only_scale)
 
     def arcs(options: ArcsOptions) -> Arcs:
-        def backward(*operands: Any) -> Any:
-            kept = jnp.ones_like(operands[-1], jnp.bool_)
-            return smoothed_arcs_bwd(options, smoothing, *operands, kept)
+        def backward(am: Any, lm: Any, *rest: Any) -> Any:
+            kept = jnp.ones_like(rest[-1], jnp.bool_)
+            return smoothed_arcs_bwd(options, smoothing, am, lm, *rest, finite=kept)
 
         return Arcs(partial(smoothed_arcs_fwd, options, smoothing), backward)
 
@@ -81,7 +81,6 @@ def _factored_px_py(
     boundary: Any,
 ) -> PxPy:
     am, lm, sizes = validation_factored.factored_scores(am, lm)
-    symbols = validation.integer_argument("symbols", symbols, (*sizes.batch, sizes.U), "(B, S)")
     return _px_py_of(arcs, (am, lm), sizes, symbols, termination_symbol, rnnt_type, boundary)
 
 
@@ -95,8 +94,6 @@ def get_rnnt_logprobs_joint(
     """`(px, py)` of logits `(B, T, S+1, C)`."""
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    symbols = validation.integer_argument("symbols", symbols, (*sizes.batch, sizes.U), "(B, S)")
-    assert symbols is not None
     return _px_py_of(
         _dense_arcs, (logits,), sizes, symbols, termination_symbol, rnnt_type, boundary
     )
@@ -162,8 +159,11 @@ def _px_py_of(
     rnnt_type: Any,
     boundary: Any,
 ) -> PxPy:
+    checked = validation.integer_argument("symbols", symbols, (*sizes.batch, sizes.U), "(B, S)")
+    if checked is None:
+        raise TypeError("symbols is None; expected integers of shape (B, S).")
     options = _arcs_options(termination_symbol, sizes.V, "softmax")
-    planes = all_arcs(arcs(options), scores, sizes, symbols)
+    planes = all_arcs(arcs(options), scores, sizes, checked)
     return px_py(*planes, _rnnt_type(rnnt_type), columns(boundary, sizes.batch[0]).t_end)
 
 

@@ -1,0 +1,131 @@
+"""`compat`: documented signatures; torchaudio, warprnnt and transducer against the oracle."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from jax_rnnt.compat import fast_rnnt, k2, torchaudio, transducer, warprnnt
+
+B, T, U, V = 5, 6, 3, 5
+LENGTHS = np.array([6, 4, 5, 1, 3]), np.array([3, 2, 0, 1, 3])
+SIGNATURES = {
+    torchaudio.rnnt_loss: "logits, targets, logit_lengths, target_lengths, blank=-1, clamp=-1, "
+    "reduction='mean', fused_log_softmax=True",
+    torchaudio.RNNTLoss: "blank=-1, clamp=-1.0, reduction='mean', fused_log_softmax=True",
+    warprnnt.rnnt_loss: "acts, labels, act_lens, label_lens, blank=0, reduction='mean', "
+    "fastemit_lambda=0.0",
+    warprnnt.RNNTLoss: "blank=0, reduction='mean', fastemit_lambda=0.0",
+    transducer.TransducerLoss: "blank=0",
+    transducer.TransducerLoss.__call__: "self, emissions, predictions, labels, input_lengths, "
+    "label_lengths",
+    fast_rnnt.mutual_information_recursion: "px, py, boundary=None, return_grad=False",
+    fast_rnnt.joint_mutual_information_recursion: "px, py, boundary=None",
+    fast_rnnt.get_rnnt_logprobs: "lm, am, symbols, termination_symbol, rnnt_type='regular', "
+    "boundary=None",
+    fast_rnnt.get_rnnt_logprobs_smoothed: "lm, am, symbols, termination_symbol, lm_only_scale=0.1, "
+    "am_only_scale=0.1, boundary=None, rnnt_type='regular'",
+    fast_rnnt.get_rnnt_logprobs_joint: "logits, symbols, termination_symbol, rnnt_type='regular', "
+    "boundary=None",
+    fast_rnnt.get_rnnt_logprobs_pruned: "logits, symbols, ranges, termination_symbol, boundary, "
+    "rnnt_type='regular'",
+    fast_rnnt.get_hat_logprobs_pruned: "logits, symbols, ranges, termination_symbol, boundary, "
+    "rnnt_type='regular'",
+    fast_rnnt.get_rnnt_prune_ranges: "px_grad, py_grad, boundary, s_range",
+    fast_rnnt.do_rnnt_pruning: "am, lm, ranges",
+    fast_rnnt.rnnt_loss_simple: "lm, am, symbols, termination_symbol, boundary=None, "
+    "rnnt_type='regular', delay_penalty=0.0, reduction='mean', return_grad=False",
+    fast_rnnt.rnnt_loss_smoothed: "lm, am, symbols, termination_symbol, lm_only_scale=0.1, "
+    "am_only_scale=0.1, boundary=None, rnnt_type='regular', delay_penalty=0.0, reduction='mean', "
+    "return_grad=False",
+    fast_rnnt.rnnt_loss: "logits, symbols, termination_symbol, boundary=None, "
+    "rnnt_type='regular', delay_penalty=0.0, reduction='mean'",
+    fast_rnnt.rnnt_loss_pruned: "logits, symbols, ranges, termination_symbol, boundary=None, "
+    "rnnt_type='regular', delay_penalty=0.0, reduction='mean', use_hat_loss=False",
+}
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f"{f.__module__}.{f.__qualname__}")
+def test_signature(function: Any) -> None:
+    """Names, order and defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    assert ", ".join(map(str, bare)) == SIGNATURES[function]
+
+
+def test_k2_has_all_of_fast_rnnt() -> None:
+    assert all(getattr(k2, name) is getattr(fast_rnnt, name) for name in fast_rnnt.__all__)
+    assert set(k2.__all__) == set(fast_rnnt.__all__)
+
+
+@pytest.fixture
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels that are neither the first nor the last class."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(B, T, U + 1, V)), rng.integers(1, V - 1, (B, U))
+
+
+def assert_loss(function: Any, scores: Any, wanted: oracles.LogitsResult, weight: Any) -> None:
+    """The loss of `function(scores)` and its gradient: `weight` times the summed loss, or none."""
+    loss, vjp = jax.vjp(jax.jit(function), scores)
+    expected = wanted.loss if weight is None else weight * wanted.loss.sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-12, atol=1e-13)
+    (grad,) = vjp(jnp.ones_like(loss))
+    np.testing.assert_allclose(grad, (weight or 1) * wanted.grad, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("clamp", [-1, 0.05])
+@pytest.mark.parametrize("fused", [True, False])
+def test_torchaudio(batch: Any, clamp: float, fused: bool) -> None:
+    """The last class is blank; log-probabilities; clamp of the gradient before the reduction's."""
+    logits, labels = batch
+    normalization = "softmax" if fused else "none"
+    wanted = oracles.logits_loss(
+        logits, labels, *LENGTHS, blank_id=V - 1, normalization=normalization, clamp=clamp
+    )
+
+    def loss(x: Any, **options: Any) -> jax.Array:
+        options |= {"clamp": clamp, "fused_log_softmax": fused}
+        return torchaudio.rnnt_loss(x, labels, *LENGTHS, **options)
+
+    assert_loss(loss, logits, wanted, 1 / B)
+    assert_loss(lambda x: loss(x, reduction="sum", blank=V - 1), logits, wanted, 1)
+    module = torchaudio.RNNTLoss(V - 1, clamp, "none", fused)
+    assert_loss(lambda x: module(x, labels, *LENGTHS), logits, wanted, None)
+    np.testing.assert_array_equal(
+        module.forward(logits, labels, *LENGTHS), module(logits, labels, *LENGTHS)
+    )
+
+
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.3])
+def test_warprnnt(batch: Any, fastemit_lambda: float) -> None:
+    """Each reduction; FastEmit in the gradient alone."""
+    logits, labels = batch
+    options = {"fastemit_lambda": fastemit_lambda}
+    wanted = oracles.logits_loss(logits, labels, *LENGTHS, **options)
+    rest = labels, *LENGTHS
+    assert_loss(lambda x: warprnnt.rnnt_loss(x, *rest, **options), logits, wanted, 1 / B)
+    summed = warprnnt.RNNTLoss(reduction="sum", **options)
+    assert_loss(lambda x: summed(x, *rest), logits, wanted, 1)
+    each = warprnnt.RNNTLoss(0, "none", fastemit_lambda)
+    assert_loss(lambda x: each.forward(x, *rest), logits, wanted, None)
+
+
+@pytest.mark.parametrize("blank", [0, V - 1])
+def test_transducer(batch: Any, blank: int) -> None:
+    """The additive joiner's losses, one for each utterance, and gradients by both halves."""
+    rng = np.random.default_rng(1)
+    am, lm, labels = rng.normal(size=(B, T, V)), rng.normal(size=(B, U + 1, V)), batch[1]
+    wanted = oracles.logits_loss(am[:, :, None] + lm[:, None], labels, *LENGTHS, blank_id=blank)
+    module = transducer.TransducerLoss(blank=blank)
+    loss, vjp = jax.vjp(jax.jit(lambda *x: module(*x, labels, *LENGTHS)), am, lm)
+    np.testing.assert_allclose(loss, wanted.loss, rtol=1e-12)
+    for found, axis in zip(vjp(jnp.ones_like(loss)), (2, 1), strict=True):
+        np.testing.assert_allclose(found, wanted.grad.sum(axis), rtol=1e-10, atol=1e-13)
+    np.testing.assert_array_equal(module.forward(am, lm, labels, *LENGTHS), loss)
