@@ -113,12 +113,17 @@ struct Lattice {
   }
   JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const {
     if (packed.offsets == nullptr) return b * frames * cells;
-    return b / packed.utterances * packed.rows + packed.offsets[b];
+    return plane(b) * packed.rows + packed.offsets[b];
   }
   JAX_RNNT_MEMBER int64_t first_workspace_element(int64_t b) const {
     if (packed.offsets == nullptr) return b * workspace_elements;
-    return b / packed.utterances * workspace_elements + packed.offsets[b] * packed.per_row +
-           b % packed.utterances * packed.per_utterance;
+    const int64_t place = b - plane(b) * packed.utterances;
+    return plane(b) * workspace_elements + packed.offsets[b] * packed.per_row +
+           place * packed.per_utterance;
+  }
+  // The plane of packed rows. A division of 64 bits would take many of a GPU's registers.
+  JAX_RNNT_MEMBER int64_t plane(int64_t b) const {
+    return uint32_t(b) / uint32_t(packed.utterances);
   }
 #undef JAX_RNNT_MEMBER
 };

@@ -23,6 +23,7 @@ ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyB
     return shape_error("offsets", offset_dims, "(*batch, B)");
   }
   const int64_t utterances = offset_dims.back(), batch = planes * utterances;
+  if (batch > INT32_MAX) return shape_error("offsets", offset_dims, "less than 2^31 utterances");
   JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, batch));
   if (elements(log_likelihood->dimensions()) != batch || log_likelihood->element_type() != type) {
     return shape_error("log_likelihood", log_likelihood->dimensions(), "(*batch, B)");
