@@ -75,6 +75,17 @@ def band_label_mask(
     return _inside(begins, ends, sizes.T)
 
 
+def row_label_mask(
+    label_windows: Array | None, utterances: jax.Array, frames: jax.Array, positions: jax.Array
+) -> jax.Array | None:
+    """`label_mask` of packed rows, `(N,)`, which stand for these utterances, frames, positions."""
+    if label_windows is None or label_windows.shape[1] == 0:
+        return None
+    windows = jnp.asarray(clip_to_int32(label_windows))
+    begins, ends = windows[utterances, jnp.clip(positions, 0, windows.shape[1] - 1)].T
+    return (begins <= frames) & (frames < ends)
+
+
 def only_allowed(label: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The log-probabilities of label arcs, -inf for those that the windows leave out."""
     return label if mask is None else jnp.where(mask, label, -jnp.inf)

@@ -12,6 +12,7 @@ from . import validation, validation_packed
 from ._native.jax_versions import align_varying_axes, replicated, with_batch_sharding_of
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
+from .label_windows import only_allowed, row_label_mask
 from .lattice import gradient_weights, packed_lattice, packed_lattice_score
 from .packed_rows import layout_of, rows_of
 from .reduction import negative, reduce_losses
@@ -41,6 +42,7 @@ def rnnt_loss_packed(
     fastemit_lambda: float = 0.0,
     delay_penalty: float = 0.0,
     clamp: float | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -60,8 +62,8 @@ def rnnt_loss_packed(
       logit_lengths: `(B,)` integers, frames of each utterance.
       label_lengths: `(B,)` integers in [0, U], labels of each utterance.
       blank_id, topology, normalization, final_blank, fastemit_lambda, delay_penalty, clamp,
-        reduction, where, implementation, check: as in `rnnt_loss`. Utterances that `where` leaves
-        out have their rows like others. `"xla"` has first derivatives only.
+        label_windows, reduction, where, implementation, check: as in `rnnt_loss`. Utterances that
+        `where` leaves out have their rows like others. `"xla"` has first derivatives only.
 
     Returns:
       `(B,)` losses in float32 (float64 for float64 logits), or a scalar, as `rnnt_loss`. Gradients
@@ -85,7 +87,10 @@ def rnnt_loss_packed(
     )
     reduction = validation.reduction_of(reduction)
     utterances = validation_packed.checked_utterances(
-        sizes, (labels, logit_lengths, label_lengths, where), arcs_options.blank_id, check
+        sizes,
+        (labels, logit_lengths, label_lengths, where, label_windows),
+        arcs_options.blank_id,
+        check,
     )
     return _rnnt_loss_packed(logits, utterances, arcs_options, lattice_options, reduction)
 
@@ -103,6 +108,7 @@ def rnnt_loss_packed_from_arcs(
     final_blank: bool = False,
     fastemit_lambda: float = 0.0,
     delay_penalty: float = 0.0,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -123,6 +129,7 @@ def rnnt_loss_packed_from_arcs(
     final_blank: bool = False,
     fastemit_lambda: float = 0.0,
     delay_penalty: float = 0.0,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -142,6 +149,7 @@ def rnnt_loss_packed_from_arcs(
     final_blank: bool = False,
     fastemit_lambda: float = 0.0,
     delay_penalty: float = 0.0,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -160,8 +168,8 @@ def rnnt_loss_packed_from_arcs(
         besides N.
       return_posteriors: also return the arc posteriors, `(N,)` each. They are constants to
         differentiation.
-      topology, final_blank, fastemit_lambda, delay_penalty, reduction, where, implementation,
-        check: as in `rnnt_loss_packed`.
+      topology, final_blank, fastemit_lambda, delay_penalty, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss_packed`; `label_windows` `(B, max_labels, 2)`.
 
     Returns:
       The losses as `rnnt_loss_packed` returns them, or `(losses, Posteriors(blank, label))`, as
@@ -178,7 +186,7 @@ def rnnt_loss_packed_from_arcs(
     )
     reduction = validation.reduction_of(reduction)
     utterances = validation_packed.checked_utterances(
-        sizes, (None, logit_lengths, label_lengths, where), None, check
+        sizes, (None, logit_lengths, label_lengths, where, label_windows), None, check
     )
     return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
     loss, posteriors = _rnnt_loss_packed_from_arcs(
@@ -195,6 +203,7 @@ class _Operands(NamedTuple):
     row_utterances: jax.Array  # (N,)
     offsets: jax.Array  # (B,)
     bounds: jax.Array  # (B, 4)
+    mask: jax.Array | None  # (N,) bool, of label arcs in their windows
 
 
 def _operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) -> _Operands:
@@ -218,7 +227,8 @@ def _operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) -> _Op
         row_labels = labels[utterance, jnp.clip(rows.labels, 0, U - 1)]
     zero = jnp.zeros_like(rows.labels)
     row_bounds = jnp.stack([zero, used.astype(jnp.int32), zero, has_label.astype(jnp.int32)], -1)
-    return _Operands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds)
+    mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
+    return _Operands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)
 
 
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options", "reduction"))
@@ -250,17 +260,20 @@ def _packed_loss(
     row_utterances: jax.Array,
     offsets: jax.Array,
     bounds: jax.Array,
+    mask: jax.Array | None,
 ) -> jax.Array:
     del row_utterances
     blank, label, _ = _row_arcs(arcs_options, logits, row_labels, row_bounds)
+    label = only_allowed(label, mask)
     return negative(
         packed_lattice_score(lattice_options, num_labels, blank, label, offsets, bounds)
     )
 
 
 def _packed_loss_fwd(arcs_options, lattice_options, num_labels, logits, *ints):
-    row_labels, row_bounds, row_utterances, offsets, bounds = ints
+    row_labels, row_bounds, row_utterances, offsets, bounds, mask = ints
     blank, label, denominators = _row_arcs(arcs_options, logits, row_labels, row_bounds)
+    label = only_allowed(label, mask)
     log_likelihood, posteriors = packed_lattice(
         lattice_options, num_labels, blank, label, offsets, bounds
     )
@@ -278,7 +291,7 @@ def _packed_loss_bwd(arcs_options, lattice_options, num_labels, residuals, cotan
     x, denominators, blank, label = (jnp.expand_dims(x, (1, 2)) for x in cells)
     operands = align_varying_axes(x, row_labels, denominators, blank, label, cotangents)
     gradient = arcs_bwd(arcs_options, *operands).reshape(logits.shape)
-    return gradient, *[None] * 5
+    return gradient, *[None] * 6
 
 
 _packed_loss.defvjp(_packed_loss_fwd, _packed_loss_bwd)
@@ -310,8 +323,8 @@ def _rnnt_loss_packed_from_arcs(
         loss = reduce_losses(jnp.zeros(0, dtype), reduction, None)
         return loss, Posteriors(zeros, zeros) if return_posteriors else None
     ints = _operands(utterances, sizes, None)
-    planes = (replicated(x).astype(dtype) for x in (blank, label))
-    operands = align_varying_axes(*planes, *ints[2:])
+    blank, label = (replicated(x).astype(dtype) for x in (blank, only_allowed(label, ints.mask)))
+    operands = align_varying_axes(blank, label, ints.row_utterances, ints.offsets, ints.bounds)
     result: Any = _packed_arcs_loss(options, max_labels, return_posteriors, *operands)
     loss, posteriors = result
     return reduce_losses(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)

@@ -89,17 +89,21 @@ def checked_utterances(
     check: Any,
     total: int | None = None,
 ) -> Utterances:
-    """Labels, lengths and `where` of packed utterances; with `check`, known bad values raise.
+    """Labels, lengths, `where` and label windows of packed utterances.
+
+    With `check`, known bad values raise.
 
     There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
     """
-    labels, logit_lengths, label_lengths, where = arguments
+    labels, logit_lengths, label_lengths, where, *windows = arguments
     for name, lengths in (("logit_lengths", logit_lengths), ("label_lengths", label_lengths)):
         if lengths is None:
             raise TypeError(
                 f"{name} is None; expected integers of shape (B,): they say which rows are whose."
             )
-    utterances = utterances_of(sizes, labels, logit_lengths, label_lengths, None, None, where)
+    utterances = utterances_of(
+        sizes, labels, logit_lengths, label_lengths, None, None, where, *windows
+    )
     utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
     if check:
         name, num_rows = ("N", sizes.T) if total is None else ("total", total)

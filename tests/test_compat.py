@@ -25,6 +25,7 @@ SIGNATURES = {
     transducer.TransducerLoss: "blank=0",
     transducer.TransducerLoss.__call__: "self, emissions, predictions, labels, input_lengths, "
     "label_lengths",
+    transducer.TransducerLoss.viterbi: "self, emissions, predictions, input_lengths, label_lengths",
     fast_rnnt.mutual_information_recursion: "px, py, boundary=None, return_grad=False",
     fast_rnnt.joint_mutual_information_recursion: "px, py, boundary=None",
     fast_rnnt.get_rnnt_logprobs: "lm, am, symbols, termination_symbol, rnnt_type='regular', "
@@ -129,3 +130,26 @@ def test_transducer(batch: Any, blank: int) -> None:
     for found, axis in zip(vjp(jnp.ones_like(loss)), (2, 1), strict=True):
         np.testing.assert_allclose(found, wanted.grad.sum(axis), rtol=1e-10, atol=1e-13)
     np.testing.assert_array_equal(module.forward(am, lm, labels, *LENGTHS), loss)
+
+
+@pytest.mark.parametrize("blank", [0, V - 1])
+def test_viterbi(blank: int) -> None:
+    """Against all paths, each of whose emitting arcs has its best label."""
+    rng = np.random.default_rng(2)
+    am, lm = rng.normal(size=(B, T, V)), rng.normal(size=(B, U + 1, V))
+    found = transducer.TransducerLoss(blank).viterbi(am, lm, *LENGTHS)
+    log_probs = np.asarray(jax.nn.log_softmax(am[:, :, None] + lm[:, None]))
+    others = np.delete(log_probs, blank, axis=-1)
+    classes = np.delete(np.arange(V), blank)
+    for b, (frames, count) in enumerate(zip(*LENGTHS, strict=True)):
+        window = oracles.Window(0, frames, 0, count)
+
+        def score(path: Any, b: int = b) -> float:
+            return sum(
+                log_probs[b, t, u, blank] if kind == "blank" else others[b, t, u].max()
+                for kind, t, u in path
+            )
+
+        best = max(oracles.paths(window, "regular", False), key=score)
+        labels = [classes[others[b, t, u].argmax()] for kind, t, u in best if kind == "label"]
+        assert found[b, :count].tolist() == labels

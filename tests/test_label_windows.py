@@ -27,6 +27,7 @@ from factored_cases import factored_function, loss_and_grads, random_factored
 from jax.experimental import checkify
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from packed_cases import pack
 from pruned_cases import TOPOLOGIES as PRUNED_TOPOLOGIES
 from pruned_cases import random_pruned
 from test_sharding import COLLECTIVES, losses_and_grad, shard_map, sharded
@@ -91,6 +92,36 @@ def test_logits(implementation: str, topology: Options) -> None:
     found = jax.jit(losses_and_grad(lambda x: function(x, *batch[1:])))(batch.logits)
     close(found, wanted)
     assert wanted.loss[0] == np.inf and np.isfinite(wanted.loss[1:]).all()
+
+
+@pytest.mark.parametrize(**some_xla)
+def test_packed(implementation: str, topology: Options) -> None:
+    """Packed logits, and packed arcs with garbage in forbidden ones."""
+    rng = np.random.default_rng(20 + TOPOLOGIES.index(topology))
+    t1, u1 = np.array([5, 4, 3, 5]), np.array([3, 2, 2, 0])
+    logits = rng.normal(size=(4, T, U + 1, V))
+    labels = rng.integers(1, V, size=(4, U))
+    windows = lattice_windows(rng, (t1, u1, 0 * t1, 0 * u1), topology)
+    enumeration = in_order(oracles.by_enumeration, windows)
+    wanted = oracles.logits_loss(logits, labels, t1, u1, **topology, lattice=enumeration)
+    rows = jax_rnnt.packed_size(t1, u1)
+    options: Options = dict(topology, label_windows=windows, implementation=implementation)
+
+    def loss(logits: Array) -> jax.Array:
+        return jax_rnnt.rnnt_loss_packed(logits, labels, t1, u1, **options)
+
+    found = jax.jit(losses_and_grad(loss))(pack(logits, t1, u1, rows))
+    close(found, (wanted.loss, pack(wanted.grad, t1, u1, rows)))
+    assert wanted.loss[0] == np.inf and np.isfinite(wanted.loss[1:]).all()
+
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    t = np.arange(T).reshape(1, T, 1)
+    label = np.take_along_axis(log_probs[:, :, :U], labels[:, None, :, None], -1)[..., 0]
+    label[(t < windows[:, None, :, 0]) | (t >= windows[:, None, :, 1])] = np.nan
+    label = np.pad(label, ((0, 0), (0, 0), (0, 1)))
+    arcs = (pack(x, t1, u1, rows) for x in (log_probs[..., 0], label))
+    found = jax_rnnt.rnnt_loss_packed_from_arcs(*arcs, t1, u1, max_labels=U, **options)
+    close(found, wanted.loss)
 
 
 @pytest.mark.parametrize(**some_xla)

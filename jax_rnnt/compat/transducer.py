@@ -46,3 +46,23 @@ class TransducerLoss:
         )
 
     forward = __call__
+
+    def viterbi(
+        self,
+        emissions: Array,
+        predictions: Array,
+        input_lengths: Array,
+        label_lengths: Array,
+    ) -> jax.Array:
+        """The labels `(B, U)` int32 of the best path, under the predictor's own history.
+
+        Of all paths with `label_lengths` labels, whatever they are: each emitting arc takes its
+        best label, the lowest of equally good ones, and is taken only if better than blank. Labels
+        beyond `label_lengths` are -1.
+
+        Args:
+          emissions, predictions, input_lengths, label_lengths: as for the loss.
+        """
+        return jax_rnnt.rnnt_best_labels_simple(
+            emissions, predictions, input_lengths, label_lengths, blank_id=self.blank
+        ).labels
