@@ -27,6 +27,9 @@ import numpy as np
 
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import (
+    banded_best_path,
+    banded_lattice,
+    banded_lattice_score,
     best_path,
     lattice,
     lattice_score,
@@ -117,11 +120,27 @@ def packed_cases() -> Iterator[Case]:
                     yield what, partial(op, options, most_labels), (*planes, offsets, bounds)
 
 
+def banded_cases() -> Iterator[Case]:
+    """Bands of every width, rising as they please, of the utterances of `bounds_of`."""
+    rng = np.random.default_rng(3)
+    for T, U, S in ((1, 3, 4), (9, 0, 1), (35, 18, 5), (90, 37, 12), (20, 3000, 33), (7, 90, 91)):
+        bounds = bounds_of(T, U)
+        starts = rng.integers(0, max(S, 2), (len(bounds), T)).cumsum(1)
+        starts = np.minimum(starts, U + 1 - S).astype(np.int32)
+        for dtype in (np.float32, np.float64):
+            planes = -rng.exponential(size=(2, len(bounds), T, S)).astype(dtype)
+            for topology in TOPOLOGIES:
+                options = LatticeOptions(topology)
+                for op in (banded_lattice, banded_lattice_score, banded_best_path):
+                    what = f"{op.__name__} {np.dtype(dtype).name} T={T} U={U} S={S} {topology}"
+                    yield what, partial(op, options, U), (*planes, starts, bounds)
+
+
 def run_cases(every: int) -> None:
     """Runs one in `every` cases, all of them once on the device that JAX chooses."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    cases = [*arcs_cases(), *lattice_cases(), *packed_cases()][::every]
+    cases = [*arcs_cases(), *lattice_cases(), *packed_cases(), *banded_cases()][::every]
     for what, function, operands in cases:
         try:
             jax.block_until_ready(jax.jit(function)(*operands))

@@ -24,10 +24,19 @@ from cases import (
     random_arcs,
     random_batch,
 )
+from factored_cases import factored_function, loss_and_grads, random_factored
 from packed_cases import PackedBatch, packed_function, random_packed
+from pruned_cases import TOPOLOGIES as PRUNED_TOPOLOGIES
 
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
-from jax_rnnt.lattice import banded_best_path, best_path, lattice, lattice_score
+from jax_rnnt.lattice import (
+    banded_best_path,
+    banded_lattice,
+    banded_lattice_score,
+    best_path,
+    lattice,
+    lattice_score,
+)
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
 pytestmark = pytest.mark.cuda_only("compares the kernels of the GPU with those of the CPU")
@@ -194,6 +203,36 @@ def test_best_paths(places: tuple[jax.Device, jax.Device], topology: Options, dt
         jax.tree.map(np.testing.assert_array_equal, gpu, cpu)
 
 
+def banded_operands(
+    shape: tuple[int, int, int], width: int, dtype: Any, options: Options
+) -> tuple[Any, ...]:
+    """Bands of `width` positions that rise evenly over the whole lattice."""
+    B, T, U = shape
+    *planes, bounds = lattice_operands(shape, dtype, options)
+    rise = np.linspace(0, U + 1 - width, T).round().astype(np.int32)
+    starts = np.broadcast_to(rise, (B, T))
+    positions = starts[..., None] + np.arange(width)
+    return *(np.take_along_axis(x, positions, -1) for x in planes), starts, bounds
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize("topology", PRUNED_TOPOLOGIES)
+def test_bands(places: tuple[jax.Device, jax.Device], topology: Any, dtype: Any) -> None:
+    """Log-likelihood and posteriors of bands, the former alone, and the same bits again."""
+    options = LatticeOptions(topology, delay_penalty=0.1)
+    for shape, width in (((6, 7, 5), 3), ((40, 90, 37), 5), ((3, 300, 150), 12), ((5, 20, 0), 1)):
+        operands = banded_operands(shape, width, dtype, {"topology": topology})
+        op = partial(banded_lattice, options, shape[2])
+        cpu, gpu = (run_on(place, op, *operands) for place in places)
+        assert np.isfinite(cpu[0]).any()
+        assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
+        both = [np.stack(posteriors, 1) for _, posteriors in (gpu, cpu)]
+        assert_gradients_agree(*both, promised(dtype))
+        score = run_on(places[1], partial(banded_lattice_score, options, shape[2]), *operands)
+        assert_numbers_agree(score, cpu[0], promised(dtype))
+        assert_same_bits(op, *jax.device_put(operands, places[1]))
+
+
 @pytest.mark.parametrize("topology", **each_topology)
 def test_wide_lattice(places: tuple[jax.Device, jax.Device], topology: Options) -> None:
     """So many labels that the recursion's tiles do not fit into a multiprocessor's memory."""
@@ -257,6 +296,18 @@ def test_loss_from_arcs(
     assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
     for found, wanted in zip(gpu[1:], cpu[1:], strict=True):
         assert_gradients_agree(np.stack(found, 1), np.stack(wanted, 1), promised(dtype))
+
+
+@pytest.mark.parametrize("scales", [{}, {"lm_only_scale": 0.2, "am_only_scale": 0.1}], ids=str)
+def test_additive_joiner(places: tuple[jax.Device, jax.Device], scales: Options) -> None:
+    """The simple and the smoothed loss, and the gradients by both halves."""
+    batch = random_factored(np.random.default_rng(5), 6, 60, 20, 40, dtype=np.float32)
+    both = loss_and_grads(factored_function("native", **scales))
+    cpu, gpu = (run_on(place, lambda *x: tuple(both(*x)), *batch) for place in places)
+    assert np.isfinite(cpu[0]).all()
+    assert_numbers_agree(gpu[0], cpu[0], promised(np.float32))
+    for found, wanted in zip(gpu[1:], cpu[1:], strict=True):
+        assert_gradients_agree(found, wanted, promised(np.float32))
 
 
 @pytest.mark.parametrize(
