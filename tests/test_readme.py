@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *(f"docs/{x}.md" for x in ("index", "choosing", "sharding", "sharp-bits"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/choosing.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page: str) -> None:
     """A page's Python blocks run, in order, under the default configuration, without NaN or inf."""
     names: dict[str, Any] = {}
