@@ -48,8 +48,9 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
   }
 }
 
+// One block to a multiprocessor will do: asked for more, the compiler spills registers.
 template <class T>
-__global__ void __launch_bounds__(kMostSweepThreads<T, true>)
+__global__ void __launch_bounds__(kMostSweepThreads<T, true>, 1)
     score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
   const int64_t b = blockIdx.x;
   score_of_block(trellis_of<T>(p, b), workspace_of<T>(p, workspace, b),

@@ -252,7 +252,7 @@ def _align_pruned(
 ) -> Alignment:
     logits = jax.lax.stop_gradient(logits)
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
-    logits, labels, frame_bounds, starts, bounds = align_varying_axes(
+    logits, labels, frame_bounds, starts, bounds, _ = align_varying_axes(
         logits, *band_operands(logits, sizes, ranges, utterances, arcs_options.blank_id)
     )
     blank, label, _ = band_arcs_fwd(arcs_options, logits, labels, frame_bounds)
