@@ -10,6 +10,7 @@ logits, whose alignments are few, as those of a trained model.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.allocator == "keep":
         keep_freed_memory()
-    report: dict[str, Any] = {"machine": machine(), "memory": {}, "times": {}}
+    command = " ".join(["python benchmarks/joint.py", *sys.argv[1:]])
+    report: dict[str, Any] = {
+        "command": command, "machine": machine(), "memory": {}, "times": {},
+    }  # fmt: skip
     print(report["machine"])
 
     utterances = UTTERANCES[: args.utterances]

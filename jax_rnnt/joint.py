@@ -73,8 +73,10 @@ def rnnt_loss_joint(
         differentiated by has to come in as an argument: to close over a traced value is an error.
         Rows without a cell that counts are zeros; the derivative has to be finite there. With
         `rng`, it gets a fourth argument, `(n,)` random keys, one for each row.
-      params: any pytree of arrays. Gradients of floating-point leaves are summed in float32 (or
-        float64) and returned in the leaf's dtype; other leaves have none.
+      params: any pytree of arrays, for example the state of `graph, state = flax.nnx.split(module)`
+        with a `joint_fn` that calls `flax.nnx.merge(graph, state)`. Gradients of floating-point
+        leaves are summed in float32 (or float64) and returned in the leaf's dtype; other leaves,
+        integers or random keys, have none.
       encoder_out: `(*batch, T, D1)` floating point.
       predictor_out: `(*batch, U+1, D2)` floating point.
       labels: `(*batch, U)` integers, as in `rnnt_loss`.

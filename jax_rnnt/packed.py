@@ -63,7 +63,7 @@ def rnnt_loss_packed(
       label_lengths: `(B,)` integers in [0, U], labels of each utterance.
       blank_id, topology, normalization, final_blank, fastemit_lambda, delay_penalty, clamp,
         label_windows, reduction, where, implementation, check: as in `rnnt_loss`. Utterances that
-        `where` leaves out have their rows like others. `"xla"` has first derivatives only.
+        `where` leaves out have their rows like others.
 
     Returns:
       `(B,)` losses in float32 (float64 for float64 logits), or a scalar, as `rnnt_loss`. Gradients

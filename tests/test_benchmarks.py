@@ -167,3 +167,16 @@ def test_pruned(tmp_path: Path) -> None:
     assert losses["exact"]["milliseconds"] is None and losses["exact"]["ratio"] == 1
     assert min(losses[name]["milliseconds"] for name in ("pruned", "pruned joint")) > 0
     assert losses["pruned"]["ratio"] > 2
+
+
+def test_joint(tmp_path: Path) -> None:
+    """Memory for each number of classes, times for each set of lengths."""
+    output = tmp_path / "report.json"
+    options = "--utterances 2 --width 16 --classes 50 --lengths 40 8 --rounds 1"
+    run("joint.py", *options.split(), "--output", str(output))
+    report = json.loads(output.read_text())
+    assert report["command"].endswith(f"{options} --output {output}") and report["machine"]["jax"]
+    sizes = report["memory"]["50"]
+    assert 0 < 5 * sizes["joint"] < sizes["dense"]
+    cases = [report["times"][name] for name in ("all cells valid", "half of them", "half, peaked")]
+    assert min(case[loss]["min"] for case in cases for loss in ("dense", "joint")) > 0
