@@ -4,6 +4,9 @@ The denominators are matrix products of exponentials, of which a frame's largest
 position's largest are taken out before. Where the two peak at different classes, all products of a
 cell may be too small for floating point; frames with such cells are computed again, exactly, one
 frame at a time. That takes as long as it would with stored logits, for these frames alone.
+
+The exponentials are computed for some frames at a time: nothing as large as `am` is stored beside
+its gradient.
 """
 
 from __future__ import annotations
@@ -16,9 +19,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._native.jax_versions import align_varying_axes
+from ._native.platforms import tile_bytes
 from .per_shard import per_shard
 from .reference import accumulator_dtype, axis_index, valid_bounds
 from .types import ArcsOptions, Normalization
+
+_TILE_BYTES = {"cpu": 4 * 2**20, "gpu": 64 * 2**20}
+"""Of the exponentials of the frames that are computed at a time."""
+
+_EXPORTED_BATCH = 16
+"""The tiles of a program that is exported for batches of any size are those of this one."""
 
 
 def factored_arcs_fwd(
@@ -182,26 +193,31 @@ def _arcs_bwd(
         z = jnp.where(active, z, 0)
         of_blank = label_weights * jax.nn.sigmoid(z) - blank_weights * jax.nn.sigmoid(-z)
         scale = label_weights
+    label_ids, cotangents = _label_ids(labels, V), cotangents[:, None, None]
+    add_columns = jax.vmap(lambda plane, ids, columns: plane.at[:, ids].add(columns))
+
+    def by_am(counts: jax.Array, *planes: jax.Array) -> jax.Array:
+        """The gradient by some frames of `am`, in the memory of their expected counts."""
+        label_weights, of_blank, active = planes
+        gradient = add_columns(counts, label_ids, -label_weights)
+        gradient = gradient.at[:, :, blank_id].add(jnp.sum(of_blank, axis=2))
+        gradient = jnp.where(jnp.any(active, axis=2)[..., None], cotangents * gradient, 0)
+        return gradient.astype(am.dtype)
+
+    planes = label_weights, of_blank, active
     if normalization == "none":
-        d_am, d_lm = jnp.zeros(am.shape, dtype), jnp.zeros(lm.shape, dtype)
+        d_am, d_lm = by_am(jnp.zeros(am.shape, dtype), *planes), jnp.zeros(lm.shape, dtype)
     else:
         excluded = blank_id if normalization == "hat" else None
         am_rows = _rows(am, jnp.any(scale != 0, axis=2), excluded)
         lm_rows = _rows(lm, jnp.any(scale != 0, axis=1), excluded)
-        d_am, d_lm = _expected_counts(am_rows, lm_rows, denominators, scale)
+        d_am, d_lm = _expected_counts(am_rows, lm_rows, by_am, denominators, scale, *planes)
 
-    label_ids = _label_ids(labels, V)
-    add_columns = jax.vmap(lambda plane, ids, columns: plane.at[:, ids].add(columns))
-    d_am = add_columns(d_am, label_ids, -label_weights)
-    d_am = d_am.at[:, :, blank_id].add(jnp.sum(of_blank, axis=2))
     is_label = axis_index(3, -1, V) == label_ids[..., None]
     d_lm = d_lm - jnp.where(is_label, jnp.sum(label_weights, axis=1)[..., None], 0)
     d_lm = d_lm.at[:, :, blank_id].add(jnp.sum(of_blank, axis=1))
-
-    cotangents = cotangents[:, None, None]
-    d_am = jnp.where(jnp.any(active, axis=2)[..., None], cotangents * d_am, 0)
     d_lm = jnp.where(jnp.any(active, axis=1)[..., None], cotangents * d_lm, 0)
-    return d_am.astype(am.dtype), d_lm.astype(lm.dtype)
+    return d_am, d_lm.astype(lm.dtype)
 
 
 class _Rows(NamedTuple):
@@ -234,44 +250,104 @@ def _without_class(scores: jax.Array, excluded: int | None) -> jax.Array:
 
 def _log_denominators(am: _Rows, lm: _Rows) -> jax.Array:
     """log sum_v exp(am[t, v] + lm[u, v]), `(B, T, U+1)`."""
-    sums = _products("btv,buv->btu", jnp.exp(am.relative()), jnp.exp(lm.relative()))
-    dead = am.dead | jnp.swapaxes(lm.dead, 1, 2)
-    inexact = jnp.any(~dead & (sums < _smallest_exact_sum(am)), axis=2)
+    lm_exp = jnp.exp(lm.relative())
 
-    def one_frame(b: jax.Array, t: jax.Array, logs: jax.Array) -> jax.Array:
-        terms = am.relative(b, t)[None] + lm.relative(b)
-        top = jnp.max(terms, axis=1, keepdims=True)
-        top = jnp.where(top == -jnp.inf, 0, top)
-        row = top[:, 0] + jnp.log(jnp.sum(jnp.exp(terms - top), axis=1))
-        return logs.at[b, t].set(row)
+    def one_tile(am: _Rows, own: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        del own
+        sums = _products("btv,buv->btu", jnp.exp(am.relative()), lm_exp)
+        dead = am.dead | jnp.swapaxes(lm.dead, 1, 2)
+        inexact = jnp.any(~dead & (sums < _smallest_exact_sum(am)), axis=2)
 
-    return _for_each_frame(inexact, one_frame, jnp.log(sums))
+        def one_frame(b: jax.Array, t: jax.Array, logs: jax.Array) -> jax.Array:
+            terms = am.relative(b, t)[None] + lm.relative(b)
+            top = jnp.max(terms, axis=1, keepdims=True)
+            top = jnp.where(top == -jnp.inf, 0, top)
+            row = top[:, 0] + jnp.log(jnp.sum(jnp.exp(terms - top), axis=1))
+            return logs.at[b, t].set(row)
+
+        return _for_each_frame(inexact, one_frame, jnp.log(sums)), carry
+
+    results = jnp.zeros((*am.scores.shape[:2], lm.scores.shape[1]), am.top.dtype)
+    return _in_tiles(one_tile, results, (), am)[0]
 
 
 def _expected_counts(
-    am: _Rows, lm: _Rows, denominators: jax.Array, weights: jax.Array
+    am: _Rows,
+    lm: _Rows,
+    finish: Callable[..., jax.Array],
+    denominators: jax.Array,
+    weights: jax.Array,
+    *planes: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums of weights[t, u] * exp(am[t, v] + lm[u, v] - denominators[t, u]).
 
     Returns:
-      The sums over u, `(B, T, V)`, and over t, `(B, U+1, V)`.
+      The sums over u, `(B, T, V)`, in the dtype of `am`, after `finish(sums, *planes)` of some
+      frames at a time; and those over t, `(B, U+1, V)`.
     """
-    logs = jnp.where(weights != 0, denominators, jnp.inf)
-    inexact = jnp.any(logs < jnp.log(_smallest_exact_sum(am)), axis=2)
-    factors = jnp.where(inexact[..., None], 0, weights * jnp.exp(-logs))
-    am_exp, lm_exp = jnp.exp(am.relative()), jnp.exp(lm.relative())
-    over_t = lm_exp * _products("btu,btv->buv", factors, am_exp)
-    over_u = am_exp * _products("btu,buv->btv", factors, lm_exp)
+    lm_exp = jnp.exp(lm.relative())
 
-    def one_frame(
-        b: jax.Array, t: jax.Array, sums: tuple[jax.Array, jax.Array]
+    def one_tile(
+        am: _Rows, own: jax.Array, over_t: jax.Array, *planes: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        over_u, over_t = sums
-        terms = am.relative(b, t)[None] + lm.relative(b)
-        counts = weights[b, t][:, None] * jnp.exp(terms - logs[b, t][:, None])
-        return over_u.at[b, t].set(jnp.sum(counts, axis=0)), over_t.at[b].add(counts)
+        denominators, weights, *others = planes
+        weights = jnp.where(own, weights, 0)
+        logs = jnp.where(weights != 0, denominators, jnp.inf)
+        inexact = jnp.any(logs < jnp.log(_smallest_exact_sum(am)), axis=2)
+        factors = jnp.where(inexact[..., None], 0, weights * jnp.exp(-logs))
+        am_exp = jnp.exp(am.relative())
+        over_t += lm_exp * _products("btu,btv->buv", factors, am_exp)
+        over_u = am_exp * _products("btu,buv->btv", factors, lm_exp)
 
-    return _for_each_frame(inexact, one_frame, (over_u, over_t))
+        def one_frame(
+            b: jax.Array, t: jax.Array, sums: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            over_u, over_t = sums
+            terms = am.relative(b, t)[None] + lm.relative(b)
+            counts = weights[b, t][:, None] * jnp.exp(terms - logs[b, t][:, None])
+            return over_u.at[b, t].set(jnp.sum(counts, axis=0)), over_t.at[b].add(counts)
+
+        over_u, over_t = _for_each_frame(inexact, one_frame, (over_u, over_t))
+        return finish(over_u, *others), over_t
+
+    results = jnp.zeros_like(am.scores)
+    none = jnp.zeros_like(lm_exp)
+    return _in_tiles(one_tile, results, none, am, denominators, weights, *planes)
+
+
+def _in_tiles(
+    one_tile: Callable[..., tuple[jax.Array, Any]],
+    results: jax.Array,
+    carry: Any,
+    am: _Rows,
+    *planes: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """`results, carry = one_tile(am, own, carry, *planes)` for some frames at a time.
+
+    `own` `(frames, 1)` is false for frames of the last tile that the one before it has, too: it is
+    the first one to be computed. `results` `(B, T, ...)` are zeros to put the results in.
+    """
+    B, T, V = am.scores.shape
+    utterances = B if isinstance(B, int) else _EXPORTED_BATCH
+    frame_bytes = max(utterances * V * am.top.dtype.itemsize, 1)
+    frames = min(max(tile_bytes(**_TILE_BYTES) // frame_bytes, 1), T)
+    if frames == T:
+        return one_tile(am, jnp.ones((T, 1), jnp.bool_), carry, *planes)
+
+    def step(state: tuple[jax.Array, Any], begin: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+        results, carry = state
+
+        def tile(x: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(x, begin, frames, 1)
+
+        of_tile = _Rows(tile(am.scores), tile(am.dead), tile(am.top), am.excluded)
+        own = axis_index(2, 0, frames) >= begin - (T - frames)
+        result, carry = one_tile(of_tile, own, carry, *map(tile, planes))
+        return (lax.dynamic_update_slice_in_dim(results, result, begin, 1), carry), None
+
+    _, results, carry = align_varying_axes(am.top, results, carry)
+    begins = jnp.arange(0, T, frames, dtype=jnp.int32)
+    return lax.scan(step, (results, carry), begins, reverse=True)[0]
 
 
 def _products(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from . import validation, validation_joint
 from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
+from ._native.platforms import tile_bytes
 from .bounds import Sizes, labels_and_bounds
 from .joint_function import JointCallable, take_apart
 from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
@@ -152,10 +153,8 @@ def rnnt_loss_joint(
 
 
 def _rows_per_tile(logits: Any, *widths: int) -> int:
-    """A good size for the platform that programs are compiled for by default."""
-    platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
     row_bytes = max(logits.shape[-1], *widths) * accumulator_dtype(logits.dtype).itemsize
-    return max(_TILE_BYTES[platform] // row_bytes, 64)
+    return max(tile_bytes(**_TILE_BYTES) // row_bytes, 64)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -26,6 +26,7 @@ from jax.test_util import check_grads
 from oracles_factored import FactoredBatch, FactoredResult, simple_loss, smoothed_loss
 
 import jax_rnnt
+from jax_rnnt import factored_arcs
 
 REGULARISERS: Options = {"fastemit_lambda": 0.3, "delay_penalty": 0.2}
 SCALES: Options = {"lm_only_scale": 0.25, "am_only_scale": 0.1}
@@ -73,6 +74,26 @@ def test_smoothed(implementation: str, topology: Options) -> None:
         cotangent = rng.normal(size=12)
         found = run_factored(batch, implementation, cotangent, **options, **scales)
         assert_close(found, smoothed_loss(batch, cotangent, **options, **scales), 1e-11)
+
+
+@pytest.mark.parametrize("frames_per_tile", [1, 4])
+@pytest.mark.parametrize("normalization", ["softmax", "hat"])
+def test_tiles(monkeypatch: pytest.MonkeyPatch, normalization: str, frames_per_tile: int) -> None:
+    """Frames in tiles, the last of which overlaps; some with peaks so far apart that they are
+    computed again.
+    """
+    count, frames, classes = 5, 10 + frames_per_tile, 7  # a shape that no other test compiles
+    tile = 8 * count * classes * frames_per_tile
+    monkeypatch.setattr(factored_arcs, "_TILE_BYTES", {"cpu": tile, "gpu": tile})
+    rng = np.random.default_rng(11)
+    options = dict(REGULARISERS, normalization=normalization, blank_id=-1)
+    batch = random_factored(rng, count, frames, 6, classes, scale=2.0, **options)
+    for scores, peak in ((batch.am, 1), (batch.lm, 3)):
+        scores[2:4, 3:, peak] += 900
+    cotangent = rng.normal(size=count)
+    found = run_factored(batch, "native", cotangent, **options)
+    # With peaks of 900, rounding is that of larger numbers.
+    assert_close(found, simple_loss(batch, cotangent, **options), 1e-11)
 
 
 def test_enumeration() -> None:

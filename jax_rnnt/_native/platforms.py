@@ -29,3 +29,8 @@ for _platform, _module in KERNELS.items():
         jax.ffi.register_ffi_target(_name, _handler, platform=_XLA_PLATFORM[_platform])
 for _name in _cpu.registrations():
     jax.ffi.register_ffi_target_as_batch_partitionable(_name)
+
+
+def tile_bytes(*, cpu: int, gpu: int) -> int:
+    """How much to compute at a time, on the platform that programs are compiled for by default."""
+    return cpu if jax.default_backend() == "cpu" else gpu
