@@ -4,6 +4,8 @@ platform.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -67,6 +69,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """The CPU kernels' instruction sets are no matter of the emulated device."""
     emulated = config.getoption("--backend") == "cuda-emulated"
     return True if emulated and collection_path.name == "test_targets.py" else None
+
+
+MOST_MAPPINGS = 30_000
+"""Linux lets a process have 65,530 memory mappings. A compiled program takes about ten."""
+
+_finished = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Forgets compiled programs in time: the compiler crashes where no mapping is left."""
+    maps = Path("/proc/self/maps")
+    if next(_finished) % 20 or not maps.exists():
+        return
+    if maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
