@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "log_sum_exp.h"
 #include "simd.h"
+#include "stream_writer.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
@@ -149,7 +150,8 @@ struct RowWeights {
   T blank, label;  // unit arc weights
   T denominator;
   T cotangent;
-  T clamp;  // +inf when off
+  T clamp;
+  int64_t label_id;  // -1 where there is none
 };
 
 // For weights b, l and p = softmax(x), minus the log-likelihood has the gradient
@@ -157,14 +159,15 @@ struct RowWeights {
 //   none:    -b [blank] - l [label]
 //   hat:     l p' - l [label] over the other classes; l s - b (1 - s) for blank, s =
 //   sigmoid(x[blank])
-// of which each element is clamped, then multiplied by the cotangent. Writes up to `frame_end`,
-// that is, possibly into the next row.
-template <bool kHat, class In>
-JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int64_t label_id,
-                                  const RowWeights<Accumulator<In>>& w, const RowReader<In>& read,
-                                  In* gradient, const In* frame_end) {
+// of which each element is clamped, then multiplied by the cotangent. This is that of the classes
+// [begin, end) of a row x. It may write up to `limit`.
+template <bool kHat, bool kClamp, class In>
+JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end, int64_t blank_id,
+                                         const RowWeights<Accumulator<In>>& w,
+                                         const RowReader<In>& read, In* out, const In* limit) {
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
+  constexpr int64_t kAhead = (1 << 14) / sizeof(In);
   const T scale = kHat ? w.label : w.blank + w.label;
   // Where only blank has weight, "hat" has no use for the other classes, which may be anything.
   const bool spread = !kHat || scale != 0;
@@ -174,74 +177,137 @@ JAX_RNNT_INLINE void gradient_row(const In* x, int64_t V, int64_t blank_id, int6
     const T e = exp_nonpositive<T>(broadcast<T>(z < 0 ? z : -z))[0];
     hat_blank = (w.label * (z < 0 ? e : T(1)) - w.blank * (z < 0 ? T(1) : e)) / (1 + e);
   }
-  const auto gradient_of = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
-    const IntVec<T> classes = lane_index<T>();
-    Vec<T> unit = spread ? scale * exp_nonpositive<T>(v - w.denominator) : Vec<T>{};
-    unit = classes == Int<T>(label_id - i) ? unit - w.label : unit;
-    const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
-    unit = classes == Int<T>(blank_id - i) ? blank_unit : unit;
-    unit = unit < -w.clamp ? broadcast<T>(-w.clamp) : unit;
-    unit = unit > w.clamp ? broadcast<T>(w.clamp) : unit;
+  const auto weighted = [&](Vec<T> unit) __attribute__((always_inline)) {
+    if constexpr (kClamp) {
+      unit = unit < -w.clamp ? broadcast<T>(-w.clamp) : unit;
+      unit = unit > w.clamp ? broadcast<T>(w.clamp) : unit;
+    }
     return unit * w.cotangent;
   };
-  int64_t i = 0;
-  for (; i + L <= V; i += L) store_lanes(gradient + i, gradient_of(read(x + i), i));
-  if (i == V) return;
-  const Vec<T> last = gradient_of(read.partial(x + i, int(V - i)), i);
-  if (frame_end - (gradient + i) >= L) {
-    store_lanes(gradient + i, last);
+  const auto softmax = [&](Vec<T> v) __attribute__((always_inline)) {
+    return spread ? scale * exp_nonpositive<T>(v - w.denominator) : Vec<T>{};
+  };
+  const auto with_arcs = [&](Vec<T> v, int64_t i) __attribute__((always_inline)) {
+    const IntVec<T> classes = lane_index<T>();
+    Vec<T> unit = softmax(v);
+    unit = classes == Int<T>(w.label_id - i) ? unit - w.label : unit;
+    const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
+    return weighted(classes == Int<T>(blank_id - i) ? blank_unit : unit);
+  };
+  const int64_t full = begin + (end - begin) / L * L;
+  In* const tail = out + (full - begin);
+  if (end - begin <= 4 * L) {
+    for (int64_t i = begin; i < full; i += L, out += L) {
+      prefetch(x, i + kAhead);
+      store_lanes(out, with_arcs(read(x + i), i));
+    }
+  } else {
+    for (int64_t i = begin; i < full; i += L) {
+      prefetch(x, i + kAhead);
+      store_lanes(out + (i - begin), weighted(softmax(read(x + i))));
+    }
+    const auto overwrite = [&](int64_t k) __attribute__((always_inline)) {
+      if (k < begin || k >= full) return;
+      const int64_t i = k - (k - begin) % L;
+      store_lanes(out + (i - begin), with_arcs(read(x + i), i));
+    };
+    overwrite(w.label_id);
+    overwrite(blank_id);
+  }
+  if (full == end) return;
+  prefetch(x, full + kAhead);
+  const Vec<T> last = with_arcs(read.partial(x + full, int(end - full)), full);
+  if (limit - tail >= L) {
+    store_lanes(tail, last);
     return;
   }
   In lanes[L];
   store_lanes(lanes, last);
-  for (int64_t k = 0; i + k < V; ++k) gradient[i + k] = lanes[k];
+  for (int64_t k = 0; full + k < end; ++k) tail[k] = lanes[k];
 }
 
 template <class In>
-JAX_RNNT_INLINE void gradient_row_of_log_probs(int64_t V, int64_t blank_id, int64_t label_id,
-                                               const RowWeights<Accumulator<In>>& w, In* gradient) {
+JAX_RNNT_INLINE void gradient_of_log_probs(int64_t begin, int64_t end, int64_t blank_id,
+                                           const RowWeights<Accumulator<In>>& w, In* out) {
   using T = Accumulator<In>;
-  const auto element = [&](T weight) {
-    return -(weight < w.clamp ? weight : w.clamp) * w.cotangent;
+  const auto set = [&](int64_t k, T weight) {
+    const T unit = w.clamp > 0 && weight > w.clamp ? w.clamp : weight;
+    if (begin <= k && k < end) store_scalar(out + (k - begin), -unit * w.cotangent);
   };
-  __builtin_memset(gradient, 0, V * sizeof(In));
-  store_scalar(gradient + blank_id, element(w.blank));
-  if (0 <= label_id && label_id < V) store_scalar(gradient + label_id, element(w.label));
+  __builtin_memset(out, 0, (end - begin) * sizeof(In));
+  set(blank_id, w.blank);
+  set(w.label_id, w.label);
 }
 
-template <class In>
-void arcs_backward_frame(const ArcsBackward& p, int64_t item) {
+// The gradient of consecutive rows. `label_of` gives a row's label, or -1.
+template <bool kHat, bool kClamp, class In, class LabelOf, class CotangentOf>
+JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, int64_t end,
+                                        LabelOf label_of, CotangentOf cotangent_of,
+                                        StreamWriter<In>& writer) {
   using T = Accumulator<In>;
-  const int64_t b = item / p.frames, V = p.classes;
-  const int32_t* labels = p.labels + b * p.labels_per_utterance;
-  const T* blank = static_cast<const T*>(p.blank_weights) + item * p.cells;
-  const T* label = static_cast<const T*>(p.label_weights) + item * p.cells;
-  const T* denominators = static_cast<const T*>(p.denominators) + item * p.cells;
-  const In* logits = static_cast<const In*>(p.logits) + item * p.cells * V;
-  const RowReader<In> read{static_cast<const In*>(p.logits) + p.batch * p.frames * p.cells * V};
-  In* gradient = static_cast<In*>(p.gradient) + item * p.cells * V;
-  for (int64_t u = 0; u < p.cells; ++u) {
-    In* out = gradient + u * V;
-    if (blank[u] == 0 && label[u] == 0) {
-      __builtin_memset(out, 0, V * sizeof(In));
-      continue;
-    }
-    const RowWeights<T> w{blank[u], label[u], denominators[u],
-                          static_cast<const T*>(p.cotangents)[b],
-                          p.clamp > 0 ? T(p.clamp) : T(__builtin_inf())};
-    const In* x = logits + u * V;
+  constexpr int64_t kPiece = StreamWriter<In>::kCapacity;
+  const int64_t V = p.classes;
+  const In* logits = static_cast<const In*>(p.logits);
+  const T* blank = static_cast<const T*>(p.blank_weights);
+  const T* label = static_cast<const T*>(p.label_weights);
+  const T* denominators = static_cast<const T*>(p.denominators);
+  const RowReader<In> read{logits + p.batch * p.frames * p.cells * V};
+  for (int64_t row = begin; row < end; ++row) {
+    const bool zero = blank[row] == 0 && label[row] == 0;
     // Without weight there is no label here, but padding, which may well equal blank.
-    const int64_t label_id = label[u] != 0 && u < p.labels_per_utterance ? labels[u] : -1;
-    switch (p.normalization) {
-      case Normalization::kSoftmax:
-        gradient_row<false>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);
-        break;
-      case Normalization::kHat:
-        gradient_row<true>(x, V, p.blank_id, label_id, w, read, out, gradient + p.cells * V);
-        break;
-      case Normalization::kNone: gradient_row_of_log_probs(V, p.blank_id, label_id, w, out); break;
+    const RowWeights<T> w{
+        .blank = blank[row],
+        .label = label[row],
+        .denominator = denominators[row],
+        .cotangent = cotangent_of(row),
+        .clamp = T(p.clamp),
+        .label_id = label[row] != 0 ? label_of(row) : -1,
+    };
+    for (int64_t from = 0; from < V; from += kPiece) {
+      const int64_t to = V - from < kPiece ? V : from + kPiece;
+      In* const out = writer.next(to - from);
+      if (zero) {
+        __builtin_memset(out, 0, (to - from) * sizeof(In));
+      } else if (p.normalization == Normalization::kNone) {
+        gradient_of_log_probs(from, to, p.blank_id, w, out);
+      } else {
+        gradient_of_classes<kHat, kClamp>(logits + row * V, from, to, p.blank_id, w, read, out,
+                                          writer.limit());
+      }
+      writer.add(to - from);
     }
   }
+}
+
+// Frames [begin, end) of all utterances, one after another.
+template <bool kHat, bool kClamp, class In>
+void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
+  using T = Accumulator<In>;
+  const int64_t frame_elements = p.cells * p.classes;
+  // What is larger than this is gone from the caches before anybody reads it.
+  constexpr int64_t kMostCached = 1 << 24;
+  In* const gradient = static_cast<In*>(p.gradient);
+  const bool stream = p.batch * p.frames * frame_elements * int64_t(sizeof(In)) > kMostCached;
+  StreamWriter<In> writer(gradient + begin * frame_elements, gradient + end * frame_elements,
+                          stream);
+  const T* cotangents = static_cast<const T*>(p.cotangents);
+  if (p.frames == 1 && p.cells == 1 && p.labels_per_utterance == 1) {
+    arcs_backward_rows<kHat, kClamp, In>(
+        p, begin, end, [&](int64_t row) { return p.labels[row]; },
+        [&](int64_t row) { return cotangents[row]; }, writer);
+  } else {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / p.frames, cell = item * p.cells;
+      const int32_t* labels = p.labels + b * p.labels_per_utterance;
+      arcs_backward_rows<kHat, kClamp, In>(
+          p, cell, cell + p.cells,
+          [&](int64_t row) {
+            return row - cell < p.labels_per_utterance ? labels[row - cell] : int32_t{-1};
+          },
+          [&](int64_t) { return cotangents[b]; }, writer);
+    }
+  }
+  writer.finish();
 }
 
 }  // namespace jax_rnnt::JAX_RNNT_TARGET

@@ -34,7 +34,13 @@ void arcs_forward(const ArcsForward& p, DType dtype, int64_t begin, int64_t end)
 
 void arcs_backward(const ArcsBackward& p, DType dtype, int64_t begin, int64_t end) {
   with_storage_type(dtype, [&](auto in) {
-    for (int64_t item = begin; item < end; ++item) arcs_backward_frame<decltype(in)>(p, item);
+    using In = decltype(in);
+    const bool hat = p.normalization == Normalization::kHat, clamp = p.clamp > 0;
+    const auto run =
+        hat ? clamp ? arcs_backward_frames<true, true, In> : arcs_backward_frames<true, false, In>
+        : clamp ? arcs_backward_frames<false, true, In>
+                : arcs_backward_frames<false, false, In>;
+    run(p, begin, end);
   });
 }
 

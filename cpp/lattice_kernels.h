@@ -150,7 +150,7 @@ void run_backward(const Trellis<T>& trellis, const Workspace<T>& w, double likel
     const double exponent = w.offsets()[n0 / kBlock] + offset - likelihood_exponent;
     const double limit = -2 * double(kDead<T>);
     const Int<T> bounded = Int<T>(exponent < limit ? exponent : limit);
-    T scale[kBlock];
+    T scale[kBlock] = {};
     fill_tile(trellis, n0, n1, tile);
     if (w.layout.kept == KeptAlpha::kBlocks && n1 < trellis.fronts) {
       for (int64_t n = n0; n < n1 - 1; ++n) {
@@ -190,17 +190,12 @@ JAX_RNNT_INLINE CellsToWrite cells_to_write(const Lattice& p, int64_t b) {
   return {item * packed.rows + row(b), item * packed.rows + row(b + 1)};
 }
 
-// All fronts of alpha if there is room, as there always is outside of packed rows.
 JAX_RNNT_INLINE LatticeLayout layout_of(const Lattice& p, const Bounds& bounds,
                                         bool with_posteriors) {
-  const bool regular = p.topology == Topology::kRegular;
-  const KeptAlpha most = with_posteriors ? KeptAlpha::kAll : KeptAlpha::kTwo;
-  if (p.packed.offsets == nullptr) return lattice_layout(p.frames, p.cells, regular, most);
-  const int64_t cells = p.stride(bounds);
-  const LatticeLayout layout = lattice_layout(bounds.frame_end, cells, regular, most);
-  const int64_t room = bounds.frame_end * cells * p.packed.per_row + p.packed.per_utterance;
-  if (layout.total <= room) return layout;
-  return lattice_layout(bounds.frame_end, cells, regular, KeptAlpha::kBlocks);
+  const bool packed = p.packed.offsets != nullptr;
+  return lattice_layout(packed ? bounds.frame_end : p.frames, packed ? p.stride(bounds) : p.cells,
+                        p.topology == Topology::kRegular,
+                        with_posteriors ? KeptAlpha::kBlocks : KeptAlpha::kTwo);
 }
 
 template <class T>

@@ -9,9 +9,10 @@ namespace jax_rnnt {
 constexpr int64_t kBlock = 16;    // fronts between two renormalisations, and in a tile
 constexpr int64_t kPadding = 16;  // dead elements on either side of a row, no less than a vector
 
-// Alpha's fronts: all of them; two in turn, when there is no backward pass; or the first one of
-// each block, and those of one block, which the backward pass computes again.
-enum class KeptAlpha { kAll, kTwo, kBlocks };
+// Alpha's fronts: two in turn, when there is no backward pass; or the first one of each block, and
+// those of one block, which the backward pass computes again: in less time than it takes to read
+// all of them from beyond the caches.
+enum class KeptAlpha { kTwo, kBlocks };
 
 struct LatticeLayout {
   int64_t stride;  // of rows: padding, one element per cell rounded up, padding
@@ -31,9 +32,7 @@ static inline LatticeLayout lattice_layout(int64_t frames, int64_t cells, bool r
   LatticeLayout layout{};
   layout.stride = (cells + kPadding - 1) / kPadding * kPadding + 2 * kPadding;
   layout.kept = kept;
-  layout.kept_rows = kept == KeptAlpha::kAll   ? fronts + 1
-                     : kept == KeptAlpha::kTwo ? 2
-                                               : kBlock + fronts / kBlock + 1;
+  layout.kept_rows = kept == KeptAlpha::kTwo ? 2 : kBlock + fronts / kBlock + 1;
   layout.offsets = 0;
   const int64_t offset_elements = 2 * (fronts / kBlock + 1);
   layout.alpha_mantissa = (offset_elements + kPadding - 1) / kPadding * kPadding;
@@ -45,8 +44,8 @@ static inline LatticeLayout lattice_layout(int64_t frames, int64_t cells, bool r
 }
 
 // Enough for every utterance of T frames and W <= cells, by T * W rows and by itself. An utterance
-// with few cells a frame has long rows for them, and one with few frames has many fronts; both need
-// more than kBlocks. For F <= T + W fronts and rows of s <= W + 47 elements, that is no more than
+// with few cells a frame has long rows for them, and one with few frames has many fronts. For
+// F <= T + W fronts and rows of s <= W + 47 elements, that is no more than
 //
 //   2 s (F / 16 + 17) + 36 s + F / 8 + 17  <=  (F / 8) (s + 1) + 70 s + 17,
 //

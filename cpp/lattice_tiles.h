@@ -37,145 +37,217 @@ struct Tile {
   int64_t stride;
 };
 
-// Rows of a plane, of which the fronts [n0, n1) take up whole pieces: one label cell of each front.
-// A regular lattice turns L of them at a time, as squares of registers, into L vectors of the tile;
-// element by element this copying would take longer than the recursion itself.
-struct RowRange {
-  int64_t begin, end;
-};
-
-template <class T>
-JAX_RNNT_INLINE RowRange whole_rows(const Trellis<T>& trellis, int64_t n0, int64_t n1) {
-  const int64_t begin = n1 > trellis.labels ? n1 - trellis.labels : 0;
-  const int64_t last_frame = trellis.frames - 1;  // its blank arcs are special
-  const int64_t end = n0 + 1 < last_frame ? n0 + 1 : last_frame;
-  if (!trellis.regular || n1 - n0 != kBlock || end <= begin) return {0, 0};
-  return {begin, begin + (end - begin) / kLanes<T> * kLanes<T>};
-}
-
-// Calls body(row, column, tile_row, tile_column) for every square of lanes in the whole rows:
-// element (row - i, column + i + j) of the plane is element (tile_row + j, tile_column + i + j) of
-// the tile.
-template <class T, class Body>
-JAX_RNNT_INLINE void for_each_square(RowRange rows, int64_t n0, Body body) {
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t t = rows.begin; t < rows.end; t += L) {
-    for (int64_t k = 0; k < kBlock; k += L) {
-      const int64_t last = t + L - 1;
-      body(last, n0 + k - last, k);
-    }
-  }
-}
-
-// Calls body(front, t, u_begin, u_end) for the pieces of all other plane rows that hold cells of
-// the fronts [n0, n1): u_end - u_begin cells of row t, the first of them on front `front`.
-template <class T, class Body>
-JAX_RNNT_INLINE void for_each_piece(const Trellis<T>& trellis, int64_t n0, int64_t n1,
-                                    RowRange skipped, Body body) {
-  if (!trellis.regular) {
-    for (int64_t n = n0; n < n1; ++n) body(n, n, trellis.lowest(n), trellis.highest(n) + 1);
-    return;
-  }
-  const int64_t first = n0 > trellis.labels ? n0 - trellis.labels : 0;
-  const int64_t last = n1 < trellis.frames ? n1 : trellis.frames;
-  for (int64_t t = first; t < last; ++t) {
-    if (skipped.begin <= t && t < skipped.end) t = skipped.end;
-    if (t >= last) break;
-    const int64_t begin = n0 > t ? n0 - t : 0;
-    const int64_t end = n1 - t < trellis.labels + 1 ? n1 - t : trellis.labels + 1;
-    body(t + begin, t, begin, end);
-  }
-}
-
 template <class T>
 JAX_RNNT_INLINE T delay_of_frame(const Trellis<T>& trellis, int64_t t) {
   return T(trellis.delay_penalty * ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
 }
 
-// Copies the arcs of the fronts [n0, n1) into the tile; arcs on no complete path become -inf.
+// Lanes of a vector.
+struct LaneRange {
+  int begin, end;
+};
+
+// Those of the vector at u that are in [begin, end).
 template <class T>
-void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
+JAX_RNNT_INLINE LaneRange lanes_between(int64_t u, int64_t begin, int64_t end) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t low = begin - u < 0 ? 0 : begin - u < L ? begin - u : L;
+  const int64_t high = end - u < low ? low : end - u < L ? end - u : L;
+  return {int(low), int(high)};
+}
+
+// A regular lattice's cells of kLanes frames and fronts: cell (t, u), t = last_frame - i and
+// u = column + i + j, is element (tile_row + j, u) of the tile. As a square of registers, it is
+// turned from L vectors of the plane to L vectors of the tile; element by element this copying
+// would take longer than the recursion itself.
+struct Square {
+  int64_t last_frame, column, tile_row;
+};
+
+// Calls whole(square) or partial(square) for squares that hold all cells of kBlock fronts from n0
+// on. A whole one has nothing but cells with both arcs.
+template <class T, class Whole, class Partial>
+JAX_RNNT_INLINE void for_each_square(const Trellis<T>& trellis, int64_t n0, Whole whole,
+                                     Partial partial) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t t = n0 + kBlock - 1; t > n0 - trellis.labels - L; t -= L) {
+    for (int64_t k = 0; k < kBlock; k += L) {
+      const Square square{t, n0 + k - t, k};
+      const int64_t lowest = square.column, highest = lowest + 2 * (L - 1);
+      if (highest < 0 || lowest > trellis.labels) continue;
+      if (lowest >= 0 && highest < trellis.labels && t - L + 1 >= 0 && t < trellis.frames - 1) {
+        whole(square);
+      } else {
+        partial(square);
+      }
+    }
+  }
+}
+
+template <class T>
+void fill_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile) {
   constexpr int L = kLanes<T>;
   const T minus_inf = T(-__builtin_inf());
-  for (int64_t i = -kPadding; i < (n1 - n0) * tile.stride - kPadding; ++i) {
-    tile.blank[i] = tile.label[i] = minus_inf;
+  const Vec<T> dead = broadcast<T>(minus_inf);
+  // What the recursion reads on either side of a front's cells.
+  for (int64_t row = 0; row < kBlock; ++row) {
+    const int64_t left = row * tile.stride - L, right = row * tile.stride + trellis.labels + 1;
+    store(tile.blank + left, dead);
+    store(tile.label + left, dead);
+    store(tile.blank + right, dead);
+    store(tile.label + right, dead);
   }
-  const RowRange whole = whole_rows(trellis, n0, n1);
-  for_each_square<T>(whole, n0, [&](int64_t row, int64_t column, int64_t front) {
-    Vec<T> blank[L], label[L];
-    for (int i = 0; i < L; ++i) {
-      const int64_t cell = (row - i) * trellis.plane_stride + column + i;
-      blank[i] = load<Vec<T>>(trellis.blank + cell);
-      label[i] = load<Vec<T>>(trellis.label + cell) + delay_of_frame(trellis, row - i);
-    }
+  const auto turn = [&](const Square& square, Vec<T>(&blank)[L],
+                        Vec<T>(&label)[L]) __attribute__((always_inline)) {
     transpose<T>(blank);
     transpose<T>(label);
     for (int j = 0; j < L; ++j) {
-      const int64_t element = (front + j) * tile.stride + column + j;
+      const int64_t u = square.column + j, element = (square.tile_row + j) * tile.stride + u;
+      if (u > trellis.labels) break;
       store(tile.blank + element, blank[j]);
       store(tile.label + element, label[j]);
     }
-  });
-  const int64_t step = tile.stride * trellis.regular + 1;  // from cell (t, u) to (t, u + 1)
-  for_each_piece(trellis, n0, n1, whole, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
-    const T* blank = trellis.blank + t * trellis.plane_stride;
-    const T* label = trellis.label + t * trellis.plane_stride;
-    T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;
-    T* label_tile = tile.label + (front - n0) * tile.stride + begin;
-    const T delay = delay_of_frame(trellis, t);
-    // A blank arc is dead where too few fronts are left for the labels that remain.
-    const int64_t lowest_next = !trellis.regular          ? trellis.lowest(front + 1)
-                                : t == trellis.frames - 1 ? trellis.labels
-                                                          : 0;
-    const int64_t blank_begin = lowest_next > begin ? lowest_next : begin;
-    const int64_t label_end = end < trellis.labels ? end : trellis.labels;
-    for (int64_t u = blank_begin; u < end; ++u) blank_tile[(u - begin) * step] = blank[u];
-    for (int64_t u = begin; u < label_end; ++u) label_tile[(u - begin) * step] = label[u] + delay;
-    if (trellis.constrained) {
-      for (int64_t u = begin; u < label_end; ++u) label_tile[(u - begin) * step] += blank[u + 1];
-    }
-  });
+  };
+  for_each_square<T>(
+      trellis, n0,
+      [&](const Square& square) __attribute__((always_inline)) {
+        Vec<T> blank[L], label[L];
+        for (int i = 0; i < L; ++i) {
+          const int64_t t = square.last_frame - i;
+          const int64_t cell = t * trellis.plane_stride + square.column + i;
+          blank[i] = load<Vec<T>>(trellis.blank + cell);
+          label[i] = load<Vec<T>>(trellis.label + cell) + delay_of_frame(trellis, t);
+        }
+        turn(square, blank, label);
+      },
+      [&](const Square& square) __attribute__((always_inline)) {
+        Vec<T> blank[L], label[L];
+        for (int i = 0; i < L; ++i) {
+          const int64_t t = square.last_frame - i, u = square.column + i;
+          const bool inside = 0 <= t && t < trellis.frames;
+          const int64_t cell = t * trellis.plane_stride + u;
+          // A last blank arc that does not end the path is on no path.
+          const int64_t first = t == trellis.frames - 1 ? trellis.labels : 0;
+          const LaneRange with_blank = lanes_between<T>(u, first, inside ? trellis.labels + 1 : 0);
+          const LaneRange with_label = lanes_between<T>(u, 0, inside ? trellis.labels : 0);
+          blank[i] = load_some(trellis.blank + cell, with_blank.begin, with_blank.end, minus_inf);
+          label[i] = load_some(trellis.label + cell, with_label.begin, with_label.end, minus_inf) +
+                     delay_of_frame(trellis, t);
+        }
+        turn(square, blank, label);
+      });
 }
 
-// Writes the tile, now posteriors, to the output planes, each front times its scale.
+// Modified and constrained: a front is a frame.
 template <class T>
-void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
-                const T* scale) {
+void fill_frames(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
   constexpr int L = kLanes<T>;
-  const RowRange whole = whole_rows(trellis, n0, n1);
-  for_each_square<T>(whole, n0, [&](int64_t row, int64_t column, int64_t front) {
-    Vec<T> blank[L], label[L];
+  const T minus_inf = T(-__builtin_inf());
+  for (int64_t n = n0; n < n1; ++n) {
+    const T* blank = trellis.blank + n * trellis.plane_stride;
+    const T* label = trellis.label + n * trellis.plane_stride;
+    const T delay = delay_of_frame(trellis, n);
+    const int64_t row = (n - n0) * tile.stride;
+    const int64_t begin = trellis.lowest(n), end = trellis.highest(n) + 1;
+    const int64_t label_end = end < trellis.labels ? end : trellis.labels;
+    // A blank arc is dead where too few fronts are left for the labels that remain.
+    const int64_t lowest_next = trellis.lowest(n + 1);
+    const int64_t blank_begin = lowest_next > begin ? lowest_next : begin;
+    for (int64_t u = -L; u <= trellis.labels + L; u += L) {
+      const LaneRange with_blank = lanes_between<T>(u, blank_begin, end);
+      const LaneRange with_label = lanes_between<T>(u, begin, label_end);
+      Vec<T> move = load_some(label + u, with_label.begin, with_label.end, minus_inf) + delay;
+      if (trellis.constrained) {
+        move += load_some(blank + u + 1, with_label.begin, with_label.end, minus_inf);
+      }
+      store(tile.blank + row + u,
+            load_some(blank + u, with_blank.begin, with_blank.end, minus_inf));
+      store(tile.label + row + u, move);
+    }
+  }
+}
+
+// Copies the arcs of the fronts [n0, n1) into the tile; arcs on no complete path become -inf.
+template <class T>
+void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
+  if (trellis.regular) {
+    fill_regular(trellis, n0, tile);
+  } else {
+    fill_frames(trellis, n0, n1, tile);
+  }
+}
+
+template <class T>
+void drain_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile, const T* scale) {
+  constexpr int L = kLanes<T>;
+  const auto turn = [&](const Square& square, Vec<T>(&blank)[L],
+                        Vec<T>(&label)[L]) __attribute__((always_inline)) {
     for (int j = 0; j < L; ++j) {
-      const int64_t element = (front + j) * tile.stride + column + j;
-      blank[j] = load<Vec<T>>(tile.blank + element) * scale[front + j];
-      label[j] = load<Vec<T>>(tile.label + element) * scale[front + j];
+      const int64_t element = (square.tile_row + j) * tile.stride + square.column + j;
+      blank[j] = load<Vec<T>>(tile.blank + element) * scale[square.tile_row + j];
+      label[j] = load<Vec<T>>(tile.label + element) * scale[square.tile_row + j];
     }
     transpose<T>(blank);
     transpose<T>(label);
-    for (int i = 0; i < L; ++i) {
-      const int64_t cell = (row - i) * trellis.plane_stride + column + i;
-      store(trellis.blank_out + cell, blank[i]);
-      store(trellis.label_out + cell, label[i]);
-    }
-  });
-  const int64_t step = tile.stride * trellis.regular + 1;
-  for_each_piece(trellis, n0, n1, whole, [&](int64_t front, int64_t t, int64_t begin, int64_t end) {
-    T* blank = trellis.blank_out + t * trellis.plane_stride;
-    T* label = trellis.label_out + t * trellis.plane_stride;
-    const T* blank_tile = tile.blank + (front - n0) * tile.stride + begin;
-    const T* label_tile = tile.label + (front - n0) * tile.stride + begin;
-    const T* s = scale + (front - n0);
-    for (int64_t u = begin; u < end; ++u) {
-      const T front_scale = s[trellis.regular ? u - begin : 0];
-      blank[u] = blank_tile[(u - begin) * step] * front_scale;
-      label[u] = label_tile[(u - begin) * step] * front_scale;
+  };
+  for_each_square<T>(
+      trellis, n0,
+      [&](const Square& square) __attribute__((always_inline)) {
+        Vec<T> blank[L], label[L];
+        turn(square, blank, label);
+        for (int i = 0; i < L; ++i) {
+          const int64_t cell = (square.last_frame - i) * trellis.plane_stride + square.column + i;
+          store(trellis.blank_out + cell, blank[i]);
+          store(trellis.label_out + cell, label[i]);
+        }
+      },
+      [&](const Square& square) __attribute__((always_inline)) {
+        Vec<T> blank[L], label[L];
+        turn(square, blank, label);
+        for (int i = 0; i < L; ++i) {
+          const int64_t t = square.last_frame - i, u = square.column + i;
+          const int64_t cell = t * trellis.plane_stride + u;
+          const bool inside = 0 <= t && t < trellis.frames;
+          const LaneRange lanes = lanes_between<T>(u, 0, inside ? trellis.labels + 1 : 0);
+          store_some(trellis.blank_out + cell, lanes.begin, lanes.end, blank[i]);
+          store_some(trellis.label_out + cell, lanes.begin, lanes.end, label[i]);
+        }
+      });
+}
+
+template <class T>
+void drain_frames(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
+                  const T* scale) {
+  constexpr int L = kLanes<T>;
+  for (int64_t n = n0; n < n1; ++n) {
+    T* blank = trellis.blank_out + n * trellis.plane_stride;
+    T* label = trellis.label_out + n * trellis.plane_stride;
+    const int64_t row = (n - n0) * tile.stride;
+    const int64_t begin = trellis.lowest(n), end = trellis.highest(n) + 1;
+    for (int64_t u = begin / L * L; u < end; u += L) {
+      const LaneRange lanes = lanes_between<T>(u, begin, end);
+      const Vec<T> stay = load<Vec<T>>(tile.blank + row + u) * scale[n - n0];
+      const Vec<T> move = load<Vec<T>>(tile.label + row + u) * scale[n - n0];
+      store_some(blank + u, lanes.begin, lanes.end, stay);
+      store_some(label + u, lanes.begin, lanes.end, move);
     }
     if (trellis.constrained) {
       // A constrained label arc is l(t, u) + b(t, u + 1): it is an occurrence of both.
       const int64_t label_end = end < trellis.labels ? end : trellis.labels;
       for (int64_t u = begin; u < label_end; ++u) blank[u + 1] += label[u];
     }
-  });
+  }
+}
+
+// Writes the tile, now posteriors, to the output planes, each front times its scale.
+template <class T>
+void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
+                const T* scale) {
+  if (trellis.regular) {
+    drain_regular(trellis, n0, tile, scale);
+  } else {
+    drain_frames(trellis, n0, n1, tile, scale);
+  }
 }
 
 }  // namespace jax_rnnt::JAX_RNNT_TARGET

@@ -5,22 +5,6 @@
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
-// Combines the lanes of each of several vectors, all at the same time, in one instruction a vector
-// instead of log2(lanes). With as many rows as lanes, lane i of the result is that of rows[i].
-template <class T, int Count = kLanes<T>, class Combine>
-JAX_RNNT_INLINE Vec<T> reduce_each(const Vec<T> (&rows)[Count], Combine combine) {
-  if constexpr (Count == 1) {
-    return rows[0];
-  } else {
-    Vec<T> halves[Count / 2];
-    for (int i = 0; i < Count / 2; ++i) {
-      halves[i] = combine(LanesOf<T>::template interleaved<0>(rows[i], rows[i + Count / 2]),
-                          LanesOf<T>::template interleaved<1>(rows[i], rows[i + Count / 2]));
-    }
-    return reduce_each<T, Count / 2>(halves, combine);
-  }
-}
-
 // The rows of one frame, and how to touch vectors of them. The last vector of a row may reach into
 // what follows: reads are masked, and stores only ever spill into rows that are written later.
 template <class In>
@@ -79,32 +63,47 @@ JAX_RNNT_INLINE LogSumExp<Accumulator<In>> log_sum_exp(const In* x, int64_t V, i
     return {max[0], sum_of_lanes<T>(sum)[0]};
   }
 
-  // A long row: block by block, a maximum and a sum per lane, so that memory is read while
-  // exponentials are computed, and every logit is read once.
-  const auto add_to = [&](const Vec<T>& v, Vec<T> new_max) __attribute__((always_inline)) {
-    sum = sum * exp_nonpositive<T>(max - new_max) + exp_nonpositive<T>(v - new_max);
-    max = new_max;
+  // A long row: block by block, a reference and sums per lane, so that every logit is read once,
+  // and memory while exponentials are computed. The reference is the maximum of the first block
+  // until an element exceeds it by more than kSlack: of most rows, never. A sum's terms are as
+  // exact.
+  constexpr T kSlack = 4;
+  constexpr int64_t kAhead = (1 << 14) / sizeof(In);
+
+  Vec<T> sums[2] = {};
+  const auto add_block = [&](const auto& block) __attribute__((always_inline)) {
+    constexpr int kSize = sizeof(block) / sizeof(Vec<T>);
+    Vec<T> block_max = block[0];
+    for (int k = 1; k < kSize; ++k) block_max = block[k] > block_max ? block[k] : block_max;
+    if (any<T>(block_max - max > kSlack)) {
+      const Vec<T> new_max = block_max > max ? block_max : max;
+      const Vec<T> scale = exp_nonpositive<T>(max - new_max);
+      for (Vec<T>& sum : sums) sum *= scale;
+      max = new_max;
+    }
+    for (int k = 0; k < kSize; ++k) sums[k % 2] += exp_nonpositive<T>(block[k] - max);
+  };
+  const auto next = [&](int64_t i) __attribute__((always_inline)) {
+    prefetch(x, i + kAhead);
+    return vector(i);
   };
   int64_t i = 0;
   for (; i + kBlock * L <= V; i += kBlock * L) {
-    Vec<T> block[kBlock], new_max = max;
-    for (int k = 0; k < kBlock; ++k) {
-      block[k] = vector(i + k * L);
-      new_max = block[k] > new_max ? block[k] : new_max;
-    }
-    add_to(block[0], new_max);
-    for (int k = 1; k < kBlock; ++k) sum += exp_nonpositive<T>(block[k] - new_max);
+    Vec<T> block[kBlock];
+    for (int k = 0; k < kBlock; ++k) block[k] = next(i + k * L);
+    add_block(block);
   }
-  for (; i < full; i += L) {
-    const Vec<T> v = vector(i);
-    add_to(v, v > max ? v : max);
+  for (; i + 2 * L <= V; i += 2 * L) {
+    const Vec<T> block[2] = {next(i), next(i + L)};
+    add_block(block);
   }
-  if (rest != 0) {
-    const Vec<T> v = tail();
-    add_to(v, v > max ? v : max);
+  if (i < V) {
+    const Vec<T> block[2] = {i < full ? next(i) : minus_inf, rest != 0 ? tail() : minus_inf};
+    add_block(block);
   }
   const Vec<T> row_max = max_of_lanes<T>(max);
-  return {row_max[0], sum_of_lanes<T>(sum * exp_nonpositive<T>(max - row_max))[0]};
+  sum = (sums[0] + sums[1]) * exp_nonpositive<T>(max - row_max);
+  return {row_max[0], sum_of_lanes<T>(sum)[0]};
 }
 
 // Rows up to this length are taken together: two passes over 64 of them stay in the cache.
@@ -119,7 +118,6 @@ __attribute__((noinline)) void log_sum_exp_of_short_rows(const In* x, int64_t ro
                                                          Accumulator<In>* sum_out) {
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
-  constexpr int kCacheLine = 64;
   constexpr int kRowsAhead = 64;
   const int64_t full = kFull >= 0 ? kFull * L : (V - 1) / L * L;
   const IntVec<T> rest = IntVec<T>{} + Int<T>(V - full);
@@ -135,14 +133,14 @@ __attribute__((noinline)) void log_sum_exp_of_short_rows(const In* x, int64_t ro
   };
   const auto larger = [](Vec<T> a, Vec<T> b)
                           __attribute__((always_inline)) { return a > b ? a : b; };
+  const auto plus = [](Vec<T> a, Vec<T> b) __attribute__((always_inline)) { return a + b; };
   const auto for_each_row = [&](T* out, auto combine, auto of_row) __attribute__((always_inline)) {
-    const In* row = x;
-    for (int64_t begin = 0; begin < rows; begin += L) {
-      const int64_t count = rows - begin < L ? rows - begin : L;
-      Vec<T> lanes[L];
-      for (int64_t r = 0; r < count; ++r, row += V) lanes[r] = of_row(row, begin + r);
-      for (int64_t r = count; r < L; ++r) lanes[r] = Vec<T>{};
-      store(out + begin, reduce_each<T>(lanes, combine));
+    // The last group may take rows again that the one before it took.
+    for (int64_t r = 0; r < rows; r += L) {
+      const int64_t first = r + L <= rows ? r : rows - L;
+      store(out + first, reduce_each<T>(combine, [&](int i) __attribute__((always_inline)) {
+              return of_row(x + (first + i) * V, first + i);
+            }));
     }
   };
   for_each_row(max_out, larger, [&](const In* row, int64_t) __attribute__((always_inline)) {
@@ -150,17 +148,14 @@ __attribute__((noinline)) void log_sum_exp_of_short_rows(const In* x, int64_t ro
     for (int64_t i = 0; i < full; i += L) max = larger(vector(row, i), max);
     return max;
   });
-  const auto sum = [](Vec<T> a, Vec<T> b) __attribute__((always_inline)) { return a + b; };
-  for_each_row(sum_out, sum, [&](const In* row, int64_t r) __attribute__((always_inline)) {
-    // Nothing new is read while exponentials are computed, and the processor's own prefetching
-    // stops. The address may be past the end of all.
-    const uintptr_t ahead = reinterpret_cast<uintptr_t>(row) + kRowsAhead * V * sizeof(In);
-    for (int64_t i = 0; i < V * int64_t(sizeof(In)); i += kCacheLine) {
-      __builtin_prefetch(reinterpret_cast<const void*>(ahead + i));
-    }
+  for_each_row(sum_out, plus, [&](const In* row, int64_t r) __attribute__((always_inline)) {
     const Vec<T> max = bits<Vec<T>>(IntVec<T>{} + bits<Int<T>>(max_out[r]));
+    prefetch(row, full + kRowsAhead * V);
     Vec<T> sum = exp_nonpositive<T>(last(row) - max);
-    for (int64_t i = 0; i < full; i += L) sum += exp_nonpositive<T>(vector(row, i) - max);
+    for (int64_t i = 0; i < full; i += L) {
+      prefetch(row, i + kRowsAhead * V);
+      sum += exp_nonpositive<T>(vector(row, i) - max);
+    }
     return sum;
   });
 }
@@ -178,9 +173,7 @@ JAX_RNNT_INLINE void log_sum_exp_of_rows(const In* x, int rows, int64_t V, int64
     // Rows whose last vector is inside the buffer.
     together = (read.buffer_end - x - vectors * L + V) / V;
     together = together < rows ? together : rows;
-    // A few rows are faster one by one.
-    if (together % L <= L / 2) together -= together % L;
-    if (together > 0) {
+    if (together >= L) {
       const auto of_short_rows = vectors == 1   ? log_sum_exp_of_short_rows<kSkip, 0, In>
                                  : vectors == 2 ? log_sum_exp_of_short_rows<kSkip, 1, In>
                                                 : log_sum_exp_of_short_rows<kSkip, -1, In>;

@@ -3,10 +3,15 @@
 //
 // This header is compiled once per instruction set (see kernels_target.cc), each time inside its
 // own namespace. It includes no standard C++ header: an inline function of the standard library
-// compiled here with AVX-512 could be the copy that the linker keeps for the whole extension.
+// compiled here with AVX-512 could be the copy that the linker keeps for the whole extension. (The
+// compiler's intrinsics are always inlined.)
 #pragma once
 
 #include <cstdint>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #ifndef JAX_RNNT_TARGET
 #error "define JAX_RNNT_TARGET and JAX_RNNT_VECTOR_BYTES before including simd.h"
@@ -71,9 +76,49 @@ JAX_RNNT_INLINE void store(P* p, V v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+// Starts to read ahead: while exponentials are computed, the processor's own prefetching stops. The
+// address, `elements` after p, may be past the end of all.
+template <class P>
+JAX_RNNT_INLINE void prefetch(const P* p, int64_t elements) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p) + elements * int64_t(sizeof(P));
+  __builtin_prefetch(reinterpret_cast<const void*>(address));
+}
+
 template <class To, class From>
 JAX_RNNT_INLINE To bits(From x) {
   return __builtin_bit_cast(To, x);
+}
+
+// Lanes [begin, end) of the vector at p; what lies outside of them is not touched. Others are
+// `other`.
+template <class T>
+JAX_RNNT_INLINE Vec<T> load_some(const T* p, int begin, int end, T other) {
+  Vec<T> v = Vec<T>{} + other;
+#if defined(__AVX512F__) && JAX_RNNT_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << end) - (1u << begin);
+  if constexpr (sizeof(T) == 4) {
+    return bits<Vec<T>>(_mm512_mask_loadu_ps(bits<__m512>(v), __mmask16(mask), p));
+  } else {
+    return bits<Vec<T>>(_mm512_mask_loadu_pd(bits<__m512d>(v), __mmask8(mask), p));
+  }
+#else
+  for (int i = begin; i < end; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+template <class T>
+JAX_RNNT_INLINE void store_some(T* p, int begin, int end, Vec<T> v) {
+#if defined(__AVX512F__) && JAX_RNNT_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << end) - (1u << begin);
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16(mask), bits<__m512>(v));
+  } else {
+    _mm512_mask_storeu_pd(p, __mmask8(mask), bits<__m512d>(v));
+  }
+#else
+  for (int i = begin; i < end; ++i) p[i] = v[i];
+#endif
 }
 
 template <class T>
@@ -100,11 +145,10 @@ struct Lanes {
   static JAX_RNNT_INLINE_MEMBER V shifted(V v, V below) {
     return __builtin_shufflevector(below, v, (I + int(sizeof...(I)) - Step)...);
   }
-  // a0 b0 a1 b1 ..., from the first halves (Half = 0) or the second (Half = 1) of both.
-  template <int Half, class V>
-  static JAX_RNNT_INLINE_MEMBER V interleaved(V a, V b) {
-    constexpr int kCount = sizeof...(I);
-    return __builtin_shufflevector(a, b, (I / 2 + Half * kCount / 2 + I % 2 * kCount)...);
+  // One half of what takes lanes of a and b for them to be combined; see MergedLanes.
+  template <class Merged, int Half, class V>
+  static JAX_RNNT_INLINE_MEMBER V merged(V a, V b) {
+    return __builtin_shufflevector(a, b, Merged::source(Half, I)...);
   }
 };
 
@@ -128,17 +172,76 @@ JAX_RNNT_INLINE V reduce_lanes(V v, Combine combine) {
   }
 }
 
-// Transposes a square of lanes in place, by log2(lanes) perfect shuffles.
+// The lanes that level after level of a tree brings together, in order to combine all lanes of each
+// of as many vectors as lanes. At level k, a has a share of the results of 2^k vectors, again and
+// again, and so has b. Every level is one instruction a half: inside of 128 bits first.
+template <class T, int Level>
+struct MergedLanes {
+  static constexpr int kWithin = 16 / sizeof(T), kBlocks = kLanes<T> / kWithin;
+
+  // Lane of a, or that of b plus kLanes.
+  static constexpr int source(int half, int lane) {
+    const int block = lane / kWithin, i = lane % kWithin;
+    if (1 << Level < kWithin / 2) return i % 2 * kLanes<T> + block * kWithin + 2 * half + i / 2;
+    if (1 << Level < kWithin) {
+      const int size = kWithin / 2;
+      return i / size * kLanes<T> + block * kWithin + half * size + i % size;
+    }
+    const int size = kBlocks / 2, k = block % size;
+    const int from = 2 << Level == kLanes<T> ? 2 * k + half : half * size + k;
+    return block / size * kLanes<T> + from * kWithin + i;
+  }
+};
+
+// Combines the lanes of each of as many vectors as lanes: lane i of the result is that of
+// `vector(i)`. Depth first, so that few of them are alive.
+template <class T, int Count = kLanes<T>, class Combine, class Vector>
+JAX_RNNT_INLINE Vec<T> reduce_each(Combine combine, Vector vector, int first = 0) {
+  if constexpr (Count == 1) {
+    return vector(first);
+  } else {
+    constexpr int kHalf = Count / 2;
+    using Merged = MergedLanes<T, __builtin_ctz(kHalf)>;
+    const Vec<T> a = reduce_each<T, kHalf>(combine, vector, first);
+    const Vec<T> b = reduce_each<T, kHalf>(combine, vector, first + kHalf);
+    return combine(LanesOf<T>::template merged<Merged, 0>(a, b),
+                   LanesOf<T>::template merged<Merged, 1>(a, b));
+  }
+}
+
+// Transposes a square of lanes in place: the squares of 128 bits first, then these as elements.
 template <class T>
 JAX_RNNT_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int L = kLanes<T>;
-  for (int step = 1; step < L; step *= 2) {
-    Vec<T> shuffled[L];
-    for (int i = 0; i < L / 2; ++i) {
-      shuffled[2 * i] = LanesOf<T>::template interleaved<0>(rows[i], rows[i + L / 2]);
-      shuffled[2 * i + 1] = LanesOf<T>::template interleaved<1>(rows[i], rows[i + L / 2]);
+  constexpr int L = kLanes<T>, kWithin = 16 / sizeof(T), kBlocks = L / kWithin;
+  using Pairs = MergedLanes<T, 0>;
+  using Last = MergedLanes<T, __builtin_ctz(L) - 1>;
+  const auto merge = [](auto merged, Vec<T>& a, Vec<T>& b) __attribute__((always_inline)) {
+    const Vec<T> first = LanesOf<T>::template merged<decltype(merged), 0>(a, b);
+    b = LanesOf<T>::template merged<decltype(merged), 1>(a, b);
+    a = first;
+  };
+  const auto swap = [](Vec<T>& a, Vec<T>& b) __attribute__((always_inline)) {
+    const Vec<T> first = a;
+    a = b, b = first;
+  };
+  for (int i = 0; i < L; i += 2) merge(Pairs{}, rows[i], rows[i + 1]);
+  if constexpr (kWithin == 4) {
+    for (int i = 0; i < L; i += 4) {
+      merge(MergedLanes<T, 1>{}, rows[i], rows[i + 2]);
+      merge(MergedLanes<T, 1>{}, rows[i + 1], rows[i + 3]);
+      swap(rows[i + 1], rows[i + 2]);
     }
-    for (int i = 0; i < L; ++i) rows[i] = shuffled[i];
+  }
+  for (int i = 0; i < kWithin && kBlocks > 1; ++i) {
+    if constexpr (kBlocks == 2) merge(Last{}, rows[i], rows[i + kWithin]);
+    if constexpr (kBlocks == 4) {
+      Vec<T>&a = rows[i], &b = rows[i + kWithin], &c = rows[i + 2 * kWithin],
+      &d = rows[i + 3 * kWithin];
+      merge(Last{}, a, b);
+      merge(Last{}, c, d);
+      merge(Last{}, a, c);
+      merge(Last{}, b, d);
+    }
   }
 }
 
@@ -150,6 +253,16 @@ JAX_RNNT_INLINE V sum_of_lanes(V v) {
 template <class T, class V>
 JAX_RNNT_INLINE V max_of_lanes(V v) {
   return reduce_lanes<T>(v, [](V a, V b) __attribute__((always_inline)) { return a > b ? a : b; });
+}
+
+// Whether a comparison holds in any lane.
+template <class T>
+JAX_RNNT_INLINE bool any(IntVec<T> comparison) {
+#if defined(__AVX512DQ__) && JAX_RNNT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(bits<__m512i>(comparison)) != 0;
+#endif
+  return reduce_lanes<T>(comparison, [](IntVec<T> a, IntVec<T> b)
+                                         __attribute__((always_inline)) { return a | b; })[0] != 0;
 }
 
 // exp(r) for |r| <= ln(2)/2: minimax polynomials of the relative error, 1.9e-9 (float) and 3.1e-18
@@ -208,15 +321,35 @@ JAX_RNNT_INLINE RangeReduced<T> reduce_by_ln2(Vec<T> x) {
   return {(x - n * C::kLn2High) - n * C::kLn2Low, quotient};
 }
 
-// exp(x) for x <= 0: results below the smallest normal number are 0, exp(-inf) = 0, NaN stays NaN.
-// Within 1 ULP in float where the instruction set has FMA.
+// exp(x) for x that is not far above 0, the size of rounding: exp(-inf) = 0, NaN stays NaN; results
+// below the smallest normal number may be 0. Within 1 ULP in float where the instruction set has
+// FMA, and with AVX-512 within 1.3 + |x| / 2: as a part of a sum whose largest term is exp(0), less
+// than half an ULP of that term.
 //
-// The multiple of ln 2 is rounded to an integer that already has the exponent's bias and whose low
-// bits are the exponent of the scale; and the bound is hidden from the compiler, since GCC makes
-// two or three instructions of a maximum that has a constant operand.
+// AVX-512 has instructions for the fraction of 2^x and for its scale, of any x. Elsewhere, the
+// multiple of ln 2 is rounded to an integer that already has the exponent's bias and whose low bits
+// are the exponent of the scale; and the bound is hidden from the compiler, since GCC makes two or
+// three instructions of a maximum that has a constant operand.
 template <class T>
 JAX_RNNT_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
   using C = Traits<T>;
+#if defined(__AVX512DQ__) && JAX_RNNT_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    // 2^r for r in [0, 1): the minimax polynomial of the relative error, 8.2e-8, that is 1 at 0.
+    // Without a mask, GCC 12 takes what these begin with for an uninitialised variable.
+    constexpr __mmask16 kAll = 0xffff;
+    const Vec<float> base2 = x * C::kLog2e;
+    const Vec<float> r =
+        bits<Vec<float>>(_mm512_maskz_reduce_ps(kAll, bits<__m512>(base2), _MM_FROUND_TO_NEG_INF));
+    Vec<float> p = broadcast<float>(0.00186713008191f);
+    p = p * r + 0.00901703028444f;
+    p = p * r + 0.055799913146f;
+    p = p * r + 0.240164450136f;
+    p = p * r + 0.693151311808f;
+    p = p * r + 1.0f;
+    return bits<Vec<float>>(_mm512_maskz_scalef_ps(kAll, bits<__m512>(p), bits<__m512>(base2)));
+  }
+#endif
   constexpr T kMagic = C::kRoundingMagic + C::kExponentBias;
   Int<T> underflow_bits = bits<Int<T>>(T(-C::kExponentBias) / C::kLog2e);
   __asm__("" : "+r"(underflow_bits));

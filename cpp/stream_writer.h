@@ -1,0 +1,100 @@
+// Writing much more than the caches hold, in order.
+#pragma once
+
+#include "simd.h"
+
+namespace jax_rnnt::JAX_RNNT_TARGET {
+
+constexpr int64_t kCacheLine = 64;
+
+// Copies whole cache lines to where nobody reads soon, without reading what was there before, which
+// would be half as much traffic again. Other threads see them after finish_streaming().
+JAX_RNNT_INLINE void stream_lines(void* to, const void* from, int64_t bytes) {
+#ifdef __x86_64__
+  for (int64_t i = 0; i < bytes; i += kCacheLine) {
+    char* line = static_cast<char*>(to) + i;
+    const char* source = static_cast<const char*>(from) + i;
+#ifdef __AVX512F__
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(line), _mm512_load_si512(source));
+#else
+    for (int k = 0; k < kCacheLine; k += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(line + k),
+                       _mm_load_si128(reinterpret_cast<const __m128i*>(source + k)));
+    }
+#endif
+  }
+#else
+  __builtin_memcpy(to, from, bytes);
+#endif
+}
+
+JAX_RNNT_INLINE void finish_streaming() {
+#ifdef __x86_64__
+  _mm_sfence();
+#endif
+}
+
+// Takes the elements of an array in order, up to kCapacity at a time: they are put at next(), where
+// a vector may reach over their end, and then counted by add(). With `stream` they are collected,
+// and leave in whole cache lines.
+template <class In>
+class StreamWriter {
+ public:
+  static constexpr int64_t kCapacity = 2048 / sizeof(In);
+
+  // Of the elements [target, end), which nobody else writes.
+  JAX_RNNT_INLINE_MEMBER StreamWriter(In* target, In* end, bool stream)
+      : target_(target), end_(end), stream_(stream) {
+    begin_ = size_ = int64_t(reinterpret_cast<uintptr_t>(target) % kCacheLine / sizeof(In));
+    target_ -= begin_;
+  }
+  StreamWriter(const StreamWriter&) = delete;
+
+  // Where the next `count` elements go; they may be followed by others up to limit().
+  JAX_RNNT_INLINE_MEMBER In* next(int64_t count) {
+    if (!stream_) return target_ + size_;
+    if (size_ + count > kCapacity + kLine) flush();
+    return buffer_ + size_;
+  }
+  JAX_RNNT_INLINE_MEMBER const In* limit() const {
+    return stream_ ? buffer_ + sizeof(buffer_) / sizeof(In) : end_;
+  }
+  JAX_RNNT_INLINE_MEMBER void add(int64_t count) { size_ += count; }
+
+  JAX_RNNT_INLINE_MEMBER void finish() {
+    if (!stream_) return;
+    flush();
+    __builtin_memcpy(target_ + begin_, buffer_ + begin_, (size_ - begin_) * sizeof(In));
+    finish_streaming();
+  }
+
+ private:
+  static constexpr int64_t kLine = kCacheLine / sizeof(In);
+
+  // Writes all whole lines. What is left stays, at the beginning of the buffer.
+  JAX_RNNT_INLINE_MEMBER void flush() {
+    int64_t whole = size_ / kLine * kLine, from = 0;
+    if (whole == 0) return;
+    if (begin_ > 0) {
+      __builtin_memcpy(target_ + begin_, buffer_ + begin_, (kLine - begin_) * sizeof(In));
+      from = kLine;
+    }
+    stream_lines(target_ + from, buffer_ + from, (whole - from) * sizeof(In));
+    store(buffer_, load<Line>(buffer_ + whole));
+    target_ += whole;
+    size_ -= whole;
+    begin_ = 0;
+  }
+
+  struct Line {
+    In elements[kLine];
+  };
+
+  In* target_;  // of the buffer's first element, on a cache line
+  In* const end_;
+  const bool stream_;
+  int64_t begin_, size_;  // the elements [begin, size) of the buffer are there
+  alignas(kCacheLine) In buffer_[kCapacity + 3 * kLine];
+};
+
+}  // namespace jax_rnnt::JAX_RNNT_TARGET
