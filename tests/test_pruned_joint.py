@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from pruned_cases import TOPOLOGIES, PrunedBatch, random_pruned
 
@@ -262,6 +263,53 @@ def test_shard_map(devices: list[jax.Device]) -> None:
     found = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(variables, *operands)
     wanted = jax.grad(whole, argnums=(0, 1, 2))(variables, *map(jnp.asarray, operands[:2]))
     assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("function", ["batch", "vmap"])
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_sharded_jit(axis_type: str, function: str, devices: list[jax.Device]) -> None:
+    """The batch divided by the compiler: the gradient by each parameter is summed once, not in the
+    loop over tiles; nothing else is sent.
+    """
+    if not hasattr(jax.sharding, "AxisType"):
+        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
+    kind = getattr(jax.sharding.AxisType, axis_type)
+    mesh = jax.make_mesh((B,), ("data",), axis_types=(kind,), devices=devices[:B])
+    problem = random_problem(8)
+    batch = problem.batch
+    operands = (batch.labels, batch.ranges, *batch.lengths)
+    weight = jnp.asarray(0.7)  # that the joint closes over
+    variables = {k: v for k, v in problem.params.items() if k != "roll"}
+
+    def losses(params: Any, encoder: Any, predictor: Any, labels: Any, ranges: Any, t1, u1, t0, u0):
+        return jax_rnnt.rnnt_loss_pruned_joint(
+            lambda params, am, lm: joint(params, am, lm * weight),
+            params, encoder, predictor, labels, ranges, t1, u1,
+            logit_begins=t0, label_begins=u0, frames_per_tile=3,
+        )  # fmt: skip
+
+    def total(variables: Any, *operands: Any) -> jax.Array:
+        params = {**problem.params, **variables}
+        if function == "vmap":
+            return jax.vmap(losses, in_axes=(None, *[0] * 8))(params, *operands).sum()
+        return losses(params, *operands).sum()
+
+    gradients = jax.grad(total, argnums=(0, 1, 2))
+    wanted = jax.grad(lambda v, e, p: stored(batch)({**problem.params, **v}, e, p * weight).sum(),
+                      argnums=(0, 1, 2))(variables, *problem[1:3])  # fmt: skip
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(
+            (problem.encoder, problem.predictor, *operands),
+            NamedSharding(mesh, PartitionSpec("data")),
+        )
+        whole = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        compiled = jax.jit(gradients).lower(whole, *rows).compile()
+        found = compiled(whole, *rows)
+        text: Any = compiled.as_text()
+        assert found[1].sharding.spec[0] == "data"
+    assert_close(found, wanted)
+    sent = re.findall(r"\b(all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", text)
+    assert set(sent) == {"all-reduce"} and len(sent) <= len(variables)
 
 
 def test_bfloat16() -> None:
