@@ -284,6 +284,33 @@ FUNCTIONS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_label_windows(function: str) -> None:
+    """All paths that emit each label in its window; some utterances have none."""
+    rng = np.random.default_rng(10)
+    batch = random_factored(rng, 16, 5, 3, 4)
+    batch.lm[:, 0] = 0  # `am` is the first column of the logits
+    begins = rng.integers(-1, 4, (16, 3, 1))
+    label_windows = np.concatenate([begins, begins + rng.integers(0, 5, begins.shape)], axis=-1)
+    logits = batch.am[:, :, None] + batch.lm[:, None]
+    wanted = []
+    rows = zip(logits, batch.labels, windows(batch.ranges), label_windows, strict=True)
+    for x, labels, w, (first, end) in ((*row[:3], row[3].T) for row in rows):
+        if function == "rnnt_align_from_arcs":
+            blank, label = x[..., 0], x[..., 1].copy()
+        elif function.startswith("rnnt_best_labels"):
+            blank, label, _ = normalised_best_arcs(x, w, 0, "softmax")
+        else:
+            blank, label = normalised_arcs(x, labels, w, 0, "softmax")
+        t = np.arange(5)[:, None]
+        label[:, :3][(t < first) | (t >= end)] = -np.inf
+        wanted.append(by_enumeration(blank, label, w, 3))
+    options: Any = lengths(batch.ranges) | {"label_windows": label_windows}
+    found = FUNCTIONS[function](FactoredBatch(*batch[:3], Ranges()), logits, **options)
+    assert_best(jax.device_get(found), wanted)
+    assert 2 < np.isfinite(found.score).sum() < 14
+
+
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_arguments(function: Any) -> None:
     """Constants to differentiation; bad arguments are named."""
