@@ -14,6 +14,12 @@ from .lengths import lengths_from_paddings
 from .linear_joint import LinearJoint
 from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
 from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
+from .packed_alignment import (
+    expected_emission_frames_packed,
+    rnnt_align_packed,
+    rnnt_align_packed_from_arcs,
+    rnnt_best_labels_packed,
+)
 from .packed_inputs import pack_joint_inputs, packed_size
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
@@ -30,6 +36,7 @@ __all__ = [
     "check_inputs",
     "do_rnnt_pruning",
     "expected_emission_frames",
+    "expected_emission_frames_packed",
     "get_rnnt_prune_ranges",
     "greedy_decode",
     "label_windows_from_frames",
@@ -39,9 +46,12 @@ __all__ = [
     "packed_size",
     "rnnt_align",
     "rnnt_align_from_arcs",
+    "rnnt_align_packed",
+    "rnnt_align_packed_from_arcs",
     "rnnt_align_pruned",
     "rnnt_align_simple",
     "rnnt_best_labels",
+    "rnnt_best_labels_packed",
     "rnnt_best_labels_simple",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",

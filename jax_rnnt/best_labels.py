@@ -166,7 +166,7 @@ def _best_labels(
     alignment = best_path(lattice_options, blank, only_allowed(label, mask), bounds)
     rows = jnp.maximum(alignment.frames, 0)[..., None, :]
     labels = jnp.take_along_axis(classes[..., :-1], rows, axis=-2, mode="clip")[..., 0, :]
-    return _with_alignment(labels, alignment)
+    return with_alignment(labels, alignment)
 
 
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options"))
@@ -188,14 +188,14 @@ def _best_labels_simple(
     am_rows = jnp.take_along_axis(am, rows, axis=-2, mode="clip")
     dtype = accumulator_dtype(am.dtype)
     scores = am_rows.astype(dtype) + lm[..., :-1, :].astype(dtype)
-    return _with_alignment(_best_class(scores, arcs_options.blank_id), alignment)
+    return with_alignment(best_class(scores, arcs_options.blank_id), alignment)
 
 
-def _with_alignment(labels: jax.Array, alignment: Alignment) -> BestLabels:
+def with_alignment(labels: jax.Array, alignment: Alignment) -> BestLabels:
     return BestLabels(jnp.where(alignment.frames >= 0, labels, -1), *alignment)
 
 
-def _best_class(scores: jax.Array, blank_id: int) -> jax.Array:
+def best_class(scores: jax.Array, blank_id: int) -> jax.Array:
     """The best class other than blank; blank where all others are forbidden."""
     is_blank = axis_index(scores.ndim, -1, scores.shape[-1]) == blank_id
     others = jnp.where(is_blank, -jnp.inf, scores)
@@ -208,7 +208,7 @@ def _best_arcs(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best class of each label arc, then blank and label arcs, each `(*batch, T, U+1)`."""
     *_, T, W, _ = logits.shape
-    classes = _best_class(logits, options.blank_id)
+    classes = best_class(logits, options.blank_id)
     # The arcs of a frame whose label arcs have their own classes are those of a band.
     frames, _ = rows_inside(bounds, T, W)
     begin, end = (bounds[..., i, None] for i in (2, 3))

@@ -23,18 +23,9 @@ from .validation import (
 _MOST_ROWS = 2**31 - 2
 
 
-def packed_sizes(name: str, shape: tuple[int, ...], num_core_dims: int, labels: Any) -> Sizes:
-    """Sizes of packed scores `(N, V)`, with N for T, and B and U from the labels."""
-    letters = "(N, V)" if num_core_dims == 2 else "(N,)"
-    if len(shape) != num_core_dims:
-        raise ValueError(
-            f"{name} has shape {shape}; expected {letters}, {num_core_dims} "
-            f"dimension{'s' * (num_core_dims > 1)}: packed rows have no batch dimensions. "
-            "rnnt_loss takes padded ones; jax.vmap maps over several packed batches."
-        )
-    _check_number_of_rows(name, shape)
-    if num_core_dims == 2 and isinstance(shape[1], int) and shape[1] < 1:
-        raise ValueError(f"{name} has shape {shape}, without classes; expected {letters}, V >= 1.")
+def packed_sizes(shape: tuple[int, ...], labels: Any) -> Sizes:
+    """Sizes of packed logits `(N, V)`, with N for T, and B and U from the labels."""
+    _check_logits_shape(shape)
     if labels is None:
         raise TypeError("labels is None; expected integers of shape (B, U).")
     labels = as_array("labels", labels)
@@ -46,18 +37,35 @@ def packed_sizes(name: str, shape: tuple[int, ...], num_core_dims: int, labels: 
     return Sizes((B,), shape[0], U, shape[1])
 
 
-def packed_arc_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
+def packed_logit_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
+    """Sizes of packed logits without labels, with N for T, B from the lengths, max_labels for U."""
+    _check_logits_shape(shape)
+    batch = (_batch_of("logit_lengths", logit_lengths),)
+    return Sizes(batch, shape[0], _most_labels(max_labels), shape[1])
+
+
+def packed_arc_sizes(
+    shape: tuple[int, ...], max_labels: Any, logit_lengths: Any, name: str = "blank_log_probs"
+) -> Sizes:
     """Sizes of packed arcs `(N,)`, with N for T, B from the lengths, and max_labels for U."""
-    max_labels = _static_count(
-        "max_labels", max_labels, "the most labels that an utterance may have"
-    )
+    max_labels = _most_labels(max_labels)
     if len(shape) != 1:
         raise ValueError(
-            f"blank_log_probs has shape {shape}; expected (N,), 1 dimension. Of an array arcs "
-            "(N, 2) with both, pass arcs[:, 0] and arcs[:, 1]."
+            f"{name} has shape {shape}; expected (N,), 1 dimension. Of an array arcs (N, 2) with "
+            "both, pass arcs[:, 0] and arcs[:, 1]."
         )
-    _check_number_of_rows("blank_log_probs", shape)
+    _check_number_of_rows(name, shape)
     return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], max_labels)
+
+
+def packed_label_posteriors(posteriors: Any) -> jax.Array:
+    """The label plane of packed `Posteriors`."""
+    if not isinstance(posteriors, tuple | list) or len(posteriors) != 2:
+        raise TypeError(
+            f"posteriors is a {type(posteriors).__name__}; expected Posteriors(blank, label), as "
+            "rnnt_loss_packed_from_arcs returns with return_posteriors=True."
+        )
+    return float_scores("posteriors.label", posteriors[1])
 
 
 def joint_input_sizes(
@@ -172,6 +180,21 @@ def _static_count(name: str, value: Any, meaning: str) -> int:
     if not 0 <= count <= _MOST_ROWS:
         raise ValueError(f"{name} is {count}; expected 0 <= {name} < 2**31 - 1: {meaning}.")
     return count
+
+
+def _most_labels(max_labels: Any) -> int:
+    return _static_count("max_labels", max_labels, "the most labels that an utterance may have")
+
+
+def _check_logits_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise ValueError(
+            f"logits has shape {shape}; expected (N, V), 2 dimensions: packed rows have no batch "
+            "dimensions. rnnt_loss takes padded ones; jax.vmap maps over several packed batches."
+        )
+    _check_number_of_rows("logits", shape)
+    if isinstance(shape[1], int) and shape[1] < 1:
+        raise ValueError(f"logits has shape {shape}, without classes; expected (N, V), V >= 1.")
 
 
 def _check_number_of_rows(name: str, shape: tuple[int, ...]) -> None:

@@ -21,6 +21,7 @@ from alignment_cases import (
     lengths,
     normalised_arcs,
     normalised_best_arcs,
+    spoiled,
     windows,
 )
 from cases import ArcsBatch, Options, Ranges, each_topology, random_arcs, random_batch
@@ -33,20 +34,6 @@ from jax_rnnt.lattice import banded_best_path
 from jax_rnnt.types import LatticeOptions
 
 NORMALIZATIONS = ["softmax", "none", "hat"]
-
-
-def spoiled(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random arcs in the first half of the utterances, in the second those of few exact values,
-    with many equally good paths; some of all forbidden, some bad.
-    """
-    planes = -rng.exponential(size=(2, *shape))
-    ties = planes[:, shape[0] // 2 :]
-    ties[:] = -rng.integers(0, 3, ties.shape) / 4
-    planes[rng.random(planes.shape) < 0.05] = -np.inf
-    planes[rng.random(planes.shape) < 0.05] = -3e7
-    planes[rng.random(planes.shape) < 0.003] = np.nan
-    planes[rng.random(planes.shape) < 0.003] = 2e6
-    return planes
 
 
 @pytest.mark.parametrize("options", **each_topology)
