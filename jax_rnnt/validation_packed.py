@@ -34,7 +34,7 @@ def packed_sizes(shape: tuple[int, ...], labels: Any) -> Sizes:
             f"labels has shape {labels.shape}; expected (B, U): labels are padded, not packed."
         )
     B, U = labels.shape
-    return Sizes((B,), shape[0], U, shape[1])
+    return Sizes((_known_batch("labels", B),), shape[0], U, shape[1])
 
 
 def packed_logit_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
@@ -168,7 +168,16 @@ def _batch_of(name: str, lengths: Any) -> int:
     array = as_array(name, lengths)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,).")
-    return array.shape[0]
+    return _known_batch(name, array.shape[0])
+
+
+def _known_batch(name: str, batch: Any) -> int:
+    if not isinstance(batch, int):
+        raise NotImplementedError(
+            f"{name} has the symbolic number of utterances B = {batch}; with packed rows it must "
+            "be known. Export with a symbolic number of rows, N, and add utterances without frames."
+        )
+    return batch
 
 
 def _static_count(name: str, value: Any, meaning: str) -> int:

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from packed_cases import PackedBatch, packed_function, random_packed, run_packed
+from test_transforms import custom_calls, export
 
 import jax_rnnt
 
@@ -141,6 +142,33 @@ def test_tpu_lowering() -> None:
     function = value_and_grad(packed_function())
     lowered = jax.jit(function).trace(*BATCHES[0][:4]).lower(lowering_platforms=("tpu",))
     assert "jax_rnnt" not in lowered.as_text().replace("jit_", "")
+
+
+@pytest.mark.parametrize(
+    ("implementation", "function"), [("native", "loss"), ("native", "align"), ("xla", "loss")]
+)
+def test_symbolic_export(implementation: str, function: str) -> None:
+    """For any number of rows; any number of utterances is an error that says so."""
+    from jax.export import deserialize, symbolic_shape
+
+    def align(*batch: Any) -> Any:
+        options: Any = {"implementation": implementation, "check": False}
+        return tuple(jax_rnnt.rnnt_align_packed(*batch, **options))
+
+    run = align
+    if function == "loss":
+        run = value_and_grad(packed_function(implementation, check=False))
+    targets = custom_calls(jax.jit(run).lower(*BATCHES[0][:4]).as_text())
+    assert bool(targets) == (implementation == "native")
+    rows, utterances = symbolic_shape("n, b")
+    spec = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in BATCHES[0][:4]]
+    spec[0] = jax.ShapeDtypeStruct((rows, V), np.float64)
+    again = deserialize(export(run, *spec, targets=targets).serialize())
+    batch = batch_of(9, N + 30)
+    close(again.call(*batch[:4]), jax.jit(run)(*batch[:4]))
+    spec[1] = jax.ShapeDtypeStruct((utterances, U), np.int32)
+    with pytest.raises(NotImplementedError, match=r"labels has the symbolic number .* B = b"):
+        export(run, *spec, targets=targets)
 
 
 def test_native_memory() -> None:
