@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -280,7 +281,8 @@ def _expected_frames(
     layout = layout_of(frames, labels, label.shape[0])
     frames = jnp.where(layout.fits, jnp.maximum(frames, 0), 0)
     operands = align_varying_axes(label, layout, frames)
-    return expected_frames_of(*_mass_and_moment(max_labels, *operands))
+    sums: Any = _mass_and_moment(max_labels, *operands)
+    return expected_frames_of(*sums)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -6,15 +6,21 @@ from numbers import Integral
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from .bounds import Sizes, Utterances
+from .bounds import Sizes, Utterances, clip_to_int32
+from .packed_rows import layout_of
 from .types import Array
 from .validation import (
     as_array,
     float_scores,
     is_known,
+    raise_or_checkify,
     utterances_of,
+)
+from .validation import (
+    check_values as check_padded_values,
 )
 from .validation import (
     checked_utterances as checked_padded_utterances,
@@ -103,20 +109,40 @@ def checked_utterances(
 
     There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
     """
+    utterances = _utterances_of(sizes, arguments)
+    utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
+    if check:
+        name, num_rows = ("N", sizes.T) if total is None else ("total", total)
+        _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
+    return utterances
+
+
+def check_values(sizes: Sizes, arguments: tuple[Any, ...], blank_id: int) -> None:
+    """As `validation.check_values`; also that there are rows for all utterances."""
+    utterances = _utterances_of(sizes, arguments)
+    check_padded_values(sizes, utterances, blank_id)
+    frames, labels = utterances.logit_lengths, utterances.label_lengths
+    assert frames is not None and labels is not None
+    if is_known(frames) and is_known(labels):
+        _check_total("N", sizes.T, frames, labels)
+        return
+    frames, labels = jnp.asarray(frames), jnp.asarray(labels)
+    fits = layout_of(clip_to_int32(frames), clip_to_int32(labels), sizes.T).fits
+    expected = (
+        f"at least logit_lengths * (label_lengths + 1) of the N = {sizes.T} rows left by the "
+        "utterances before it"
+    )
+    raise_or_checkify(fits, "logit_lengths", frames, expected)
+
+
+def _utterances_of(sizes: Sizes, arguments: tuple[Any, ...]) -> Utterances:
     labels, logit_lengths, label_lengths, where, *windows = arguments
     for name, lengths in (("logit_lengths", logit_lengths), ("label_lengths", label_lengths)):
         if lengths is None:
             raise TypeError(
                 f"{name} is None; expected integers of shape (B,): they say which rows are whose."
             )
-    utterances = utterances_of(
-        sizes, labels, logit_lengths, label_lengths, None, None, where, *windows
-    )
-    utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
-    if check:
-        name, num_rows = ("N", sizes.T) if total is None else ("total", total)
-        _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
-    return utterances
+    return utterances_of(sizes, labels, logit_lengths, label_lengths, None, None, where, *windows)
 
 
 def _check_total(name: str, num_rows: int, logit_lengths: Any, label_lengths: Any) -> None:
