@@ -17,11 +17,11 @@ template <class T>
 struct BestPathUtterance {
   int64_t frames, cells, slots_per_frame;
   bool regular, constrained, final_blank;
-  T delay_penalty, middle;          // the label arcs of frame n get penalty * (middle - n)
-  const T *blank, *label;           // of the first frame
-  const int32_t* starts;            // likewise; null: all 0, in a whole lattice
-  int64_t first_label, last_label;  // positions where paths begin and end
-  Corridor<T> corridor;             // of a band
+  T delay_penalty, middle;           // the label arcs of frame n get penalty * (middle - n)
+  const T *blank, *label;            // of the first frame
+  const int32_t* starts;             // likewise; null: all 0, in a whole lattice
+  int64_t first_label, last_label;   // positions where paths begin and end
+  Corridor<T> corridor;              // of a band
   T *arrived, *stay, *move, *after;  // rows; stay and move are the arcs that lead to each slot
   uint8_t* by_label;
 

@@ -245,7 +245,7 @@ __device__ __forceinline__ void trace_back(const Band<T, kWhole>& band, int32_t*
 }
 
 template <class T, bool kPacked>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     best_path_kernel(const BestPath p, const BestPathLayout layout, bool rows_are_shared) {
   const BandedLattice& lattice = p.band;
   const int64_t b = blockIdx.x;
