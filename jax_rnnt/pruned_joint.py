@@ -35,6 +35,8 @@ from .types import (
 
 _TILE_BYTES = 4 * 2**20
 """Of the logits of a tile: enough for matrix products to be fast, too little to matter."""
+_SYMBOLIC_BATCH = 16
+"""Utterances of a dimension of any size (shape-polymorphic export), to choose a tile for."""
 
 
 def rnnt_loss_pruned_joint(
@@ -84,7 +86,7 @@ def rnnt_loss_pruned_joint(
       predictor_out: `(*batch, U+1, D2)` floating point.
       labels, ranges: as in `rnnt_loss_pruned`.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
-        it so that their logits are a few MB.
+        it so that their logits are a few MB (in a symbolic batch, those of 16 utterances).
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss_pruned`.
@@ -179,7 +181,8 @@ def _frames_of_tile(frames_per_tile: int | None, logits: jax.ShapeDtypeStruct) -
     """Static number of frames in a tile, none of them empty if it can be helped."""
     *batch, T, S, V = logits.shape
     if frames_per_tile is None:
-        frame_bytes = math.prod(batch) * S * V * accumulator_dtype(logits.dtype).itemsize
+        utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)
+        frame_bytes = utterances * S * V * accumulator_dtype(logits.dtype).itemsize
         frames_per_tile = max(1, _TILE_BYTES // max(frame_bytes, 1))
         tiles = -(-T // frames_per_tile)
         frames_per_tile = -(-T // max(tiles, 1))  # evenly divided
