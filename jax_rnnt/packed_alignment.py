@@ -245,7 +245,7 @@ def _best_labels(
     assert utterances.logit_lengths is not None and utterances.label_lengths is not None
     N, B = logits.shape[0], utterances.logit_lengths.shape[0]
     if B == 0 or N == 0:
-        # No rows, no labels: the best path of arcs, which there are none of either.
+        # There is no class to look up.
         arcs = jnp.zeros(logits.shape[:1], accumulator_dtype(logits.dtype))
         alignment = _align_from_arcs(arcs, arcs, utterances, max_labels, lattice_options)
         return with_alignment(alignment.frames, alignment)
