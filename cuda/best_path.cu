@@ -244,6 +244,7 @@ __device__ __forceinline__ void trace_back(const Band<T, kWhole>& band, int32_t*
   }
 }
 
+// One block to a multiprocessor will do: asked for more, the compiler spills registers.
 template <class T, bool kPacked>
 __global__ void __launch_bounds__(kMostThreads, 1)
     best_path_kernel(const BestPath p, const BestPathLayout layout, bool rows_are_shared) {
