@@ -1,8 +1,8 @@
 // The best path through a band of arcs, of one utterance at a time; whole lattices are bands as
 // wide as all label positions.
 //
-// Frame by frame, each with a row of slots: slot s is label position starts[t] + s, and one more
-// than there are cells, since a label arc to the next frame may lead above the band. A byte for
+// Frame by frame, each with a row of slots: slot s is label position starts[t] + s, and in a band
+// one more than there are cells, since a label arc to the next frame may lead above it. A byte for
 // each slot says by which arc its node was reached, for the way back.
 #pragma once
 
@@ -15,25 +15,50 @@ namespace jax_rnnt::JAX_RNNT_TARGET {
 
 template <class T>
 struct BestPathUtterance {
-  int64_t frames, cells;
-  bool regular, constrained;
-  T delay_penalty, middle;          // the label arcs of frame n get penalty * (middle - n)
-  const T *blank, *label;           // of the first frame
-  const int32_t* starts;            // likewise
-  int64_t first_label, last_label;  // positions where paths begin and end
-  Corridor<T> corridor;
+  int64_t frames, cells, slots_per_frame;
+  bool regular, constrained, final_blank;
+  T delay_penalty, middle;           // the label arcs of frame n get penalty * (middle - n)
+  const T *blank, *label;            // of the first frame
+  const int32_t* starts;             // likewise; null: all 0, in a whole lattice
+  int64_t first_label, last_label;   // positions where paths begin and end
+  Corridor<T> corridor;              // of a band
   T *arrived, *stay, *move, *after;  // rows; stay and move are the arcs that lead to each slot
   uint8_t* by_label;
 
-  uint8_t* by_label_at(int64_t n) const { return by_label + n * (cells + 1); }
+  uint8_t* by_label_at(int64_t n) const { return by_label + n * slots_per_frame; }
+  int64_t start(int64_t n) const { return starts == nullptr ? 0 : starts[n]; }
 
-  // Slots that arcs of frame n on complete paths lead from or to.
+  // Cells of frame n whose blank arcs, and whose label arcs, are on complete paths.
+  Interval blanks(int64_t n) const {
+    if (starts == nullptr) return intersection(nodes(n), nodes(n + 1));
+    return {corridor.blank_begin()[n], corridor.blank_end()[n] - 1};
+  }
+  Interval labels(int64_t n) const {
+    if (starts != nullptr) return {corridor.label_begin()[n], corridor.label_end()[n] - 1};
+    const Interval here = nodes(n), next = nodes(n + 1);
+    if (regular) return {here.low, here.high - 1};
+    return intersection(here, {next.low - 1, next.high - 1});
+  }
+  // Slots that these arcs lead from or to.
   Interval slots(int64_t n) const {
-    const Interval blanks{corridor.blank_begin()[n], corridor.blank_end()[n] - 1};
-    const Interval labels{corridor.label_begin()[n], corridor.label_end()[n]};  // of both ends
-    if (labels.low == labels.high) return blanks;
-    if (blanks.empty()) return labels;
-    return {min_of(blanks.low, labels.low), max_of(blanks.high, labels.high)};
+    const Interval on_blank = blanks(n), on_label = labels(n);
+    if (on_label.empty()) return on_blank;
+    if (on_blank.empty()) return {on_label.low, on_label.high + 1};
+    return {min_of(on_blank.low, on_label.low), max_of(on_blank.high, on_label.high + 1)};
+  }
+
+  // Whether a whole lattice has a complete path.
+  bool feasible() const {
+    return regular || last_label - first_label <= frames - int64_t(final_blank);
+  }
+
+ private:
+  // Label positions on complete paths of a whole lattice.
+  Interval nodes(int64_t n) const {
+    if (n == frames) return {last_label, last_label};
+    if (regular) return {first_label, last_label};
+    return {max_of(first_label, last_label - (frames - n) + int64_t(final_blank)),
+            min_of(last_label, first_label + n)};
   }
 };
 
@@ -60,15 +85,13 @@ bool load_arcs(const BestPathUtterance<T>& u, int64_t n, Interval slots) {
   Int<T> bad = 0;
   fill_minus_inf(u.stay, slots);
   fill_minus_inf(u.move, slots);
-  const int64_t blank_end = u.corridor.blank_end()[n], label_end = u.corridor.label_end()[n];
-  for (int64_t s = u.corridor.blank_begin()[n]; s < blank_end; ++s) {
-    stay[s] = usable_arc(blank[s], bad);
-  }
-  int64_t s = u.corridor.label_begin()[n];
+  const Interval blanks = u.blanks(n), labels = u.labels(n);
+  for (int64_t s = blanks.low; s <= blanks.high; ++s) stay[s] = usable_arc(blank[s], bad);
+  int64_t s = labels.low;
   if (u.constrained) {
-    for (; s < label_end; ++s) move[s] = usable_arc(T(label[s] + delay + blank[s + 1]), bad);
+    for (; s <= labels.high; ++s) move[s] = usable_arc(T(label[s] + delay + blank[s + 1]), bad);
   } else {
-    for (; s < label_end; ++s) move[s] = usable_arc(T(label[s] + delay), bad);
+    for (; s <= labels.high; ++s) move[s] = usable_arc(T(label[s] + delay), bad);
   }
   return bad != 0;
 }
@@ -129,12 +152,12 @@ void advance_best_path(const BestPathUtterance<T>& u, Interval slots,
 template <class T>
 T best_score(const BestPathUtterance<T>& u) {
   bool bad = false;
-  const int64_t first = u.first_label - u.starts[0];
+  const int64_t first = u.first_label - u.start(0);
   Interval previous{first, first};
   u.after[first] = 0;
   for (int64_t n = 0; n < u.frames; ++n) {
     const Interval slots = u.slots(n);
-    const int64_t distance = n > 0 ? int64_t(u.starts[n]) - u.starts[n - 1] : 0;
+    const int64_t distance = n > 0 ? u.start(n) - u.start(n - 1) : 0;
     const Interval kept = intersection(slots, {previous.low - distance, previous.high - distance});
     fill_minus_inf(u.arrived, {slots.low - 1, slots.high});
     for (int64_t s = kept.low; s <= kept.high; ++s) u.arrived[s] = u.after[s + distance];
@@ -142,7 +165,7 @@ T best_score(const BestPathUtterance<T>& u) {
     advance_best_path(u, slots, u.by_label_at(n));
     previous = slots;
   }
-  return bad ? T(__builtin_nan("")) : u.after[u.last_label - u.starts[u.frames - 1]];
+  return bad ? T(__builtin_nan("")) : u.after[u.last_label - u.start(u.frames - 1)];
 }
 
 // Writes the frame of each label, from the last to the first; `label_frames` is that of label 0.
@@ -151,7 +174,7 @@ void trace_back(const BestPathUtterance<T>& u, int64_t first_frame, int32_t* lab
   int64_t position = u.last_label;
   for (int64_t n = u.frames - 1; n >= 0; --n) {
     const uint8_t* by_label = u.by_label_at(n);
-    while (by_label[position - u.starts[n]]) {
+    while (by_label[position - u.start(n)]) {
       label_frames[--position] = int32_t(first_frame + n);
       if (!u.regular) break;
     }
@@ -166,38 +189,53 @@ void best_path_utterance(const BestPath& p, int64_t b) {
   int32_t* label_frames = p.label_frames + b * band.labels;
   for (int64_t i = 0; i < band.labels; ++i) label_frames[i] = -1;
   score = T(__builtin_nan(""));
-  if (!bounds.valid(band.frames, band.labels)) return;
+  if (!p.valid(b)) return;
 
-  const BestPathLayout layout = best_path_layout(band.frames, band.cells, kCorridorRows, sizeof(T));
-  T* memory = static_cast<T*>(band.workspace) + b * band.workspace_elements;
-  T* rows = memory + layout.rows + 1;
-  const int64_t first = (b * band.frames + bounds.frame_begin) * band.cells;
+  T* memory = p.workspace<T>(b);
+  T* rows = memory + 1;
   BestPathUtterance<T> u;
   u.frames = bounds.frame_end - bounds.frame_begin;
-  u.cells = band.cells;
+  u.cells = p.cells(bounds);
+  if (p.is_packed()) {
+    u.slots_per_frame = u.cells;
+    u.starts = nullptr;
+    u.by_label = p.row_bytes<T>(b);
+  } else {
+    const BestPathLayout layout =
+        best_path_layout(band.frames, band.cells, kCorridorRows, sizeof(T));
+    rows += layout.rows;
+    u.slots_per_frame = u.cells + 1;
+    u.starts = band.starts + b * band.frames + bounds.frame_begin;
+    u.corridor = {reinterpret_cast<Int<T>*>(memory + layout.corridor), band.frames};
+    u.by_label = reinterpret_cast<uint8_t*>(memory + layout.by_label);
+  }
+  const int64_t row_stride = best_path_row_stride(band.cells);
+  const int64_t first = p.first_cell(b) + bounds.frame_begin * u.cells;
+  u.final_blank = p.final_blank;
   u.regular = band.topology == Topology::kRegular;
   u.constrained = band.topology == Topology::kConstrained;
   u.delay_penalty = T(band.delay_penalty);
   u.middle = T((bounds.frame_end - 1) / 2.0 - bounds.frame_begin);
   u.blank = static_cast<const T*>(band.blank) + first;
   u.label = static_cast<const T*>(band.label) + first;
-  u.starts = band.starts + b * band.frames + bounds.frame_begin;
   u.first_label = bounds.label_begin;
   u.last_label = bounds.label_end;
-  u.corridor = {reinterpret_cast<Int<T>*>(memory + layout.corridor), band.frames};
   u.arrived = rows;
-  u.stay = rows + layout.row_stride;
-  u.move = rows + 2 * layout.row_stride;
-  u.after = rows + 3 * layout.row_stride;
-  u.by_label = reinterpret_cast<uint8_t*>(memory + layout.by_label);
+  u.stay = rows + row_stride;
+  u.move = rows + 2 * row_stride;
+  u.after = rows + 3 * row_stride;
 
   score = T(-__builtin_inf());
   if (u.frames == 0) {
     if (u.first_label == u.last_label) score = 0;
     return;
   }
-  const int32_t* starts = band.starts + b * band.frames;
-  if (!find_corridor(u.corridor, bounds, starts, u.cells, band.topology, p.final_blank)) return;
+  if (p.is_packed()) {
+    if (!u.feasible()) return;
+  } else {
+    const int32_t* starts = band.starts + b * band.frames;
+    if (!find_corridor(u.corridor, bounds, starts, u.cells, band.topology, p.final_blank)) return;
+  }
   score = best_score(u);
   if (score > T(-__builtin_inf())) trace_back(u, bounds.frame_begin, label_frames);
 }

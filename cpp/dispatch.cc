@@ -85,6 +85,10 @@ int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t elem
   return best_path_layout(frames, cells, kCorridorRows, element_bytes).total;
 }
 
+int64_t packed_best_path_elements(int64_t cells) {
+  return kBestPathRows * best_path_row_stride(cells);
+}
+
 std::vector<std::string> available_targets() {
   std::vector<std::string> names;
   for (const Kernels* kernels : supported_kernels()) names.emplace_back(kernels->name);

@@ -94,6 +94,17 @@ constexpr auto banded_lattice = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
+// All utterances of `planes` planes of as many cells.
+ffi::Error run_best_path(Pool& pool, const BestPath& p, DType dtype, int64_t planes,
+                         int64_t cells) {
+  const BandedLattice& band = p.band;
+  prefer_huge_pages(band.workspace, planes * band.workspace_elements * bytes_of(dtype));
+  const Kernels& kernels = active_kernels();
+  parallel_for(pool, band.batch, band.batch == 0 ? 0 : planes * cells / band.batch * 32,
+               [&](int64_t begin, int64_t end) { kernels.best_path(p, dtype, begin, end); });
+  return ffi::Error::Success();
+}
+
 constexpr auto best_path = [](Pool pool, auto... operands) -> ffi::Error {
   BestPath p;
   DType dtype;
@@ -101,11 +112,16 @@ constexpr auto best_path = [](Pool pool, auto... operands) -> ffi::Error {
   const int64_t frames = p.band.frames, cells = p.band.cells;
   JAX_RNNT_RETURN_IF_ERROR(
       check_workspace(p.band, best_path_workspace_elements(frames, cells, bytes_of(dtype))));
-  prefer_huge_pages(p.band.workspace, p.band.batch * p.band.workspace_elements * bytes_of(dtype));
-  const Kernels& kernels = active_kernels();
-  parallel_for(pool, p.band.batch, frames * cells * 32,
-               [&](int64_t begin, int64_t end) { kernels.best_path(p, dtype, begin, end); });
-  return ffi::Error::Success();
+  return run_best_path(pool, p, dtype, p.band.batch, frames * cells);
+};
+
+constexpr auto packed_best_path = [](Pool pool, auto... operands) -> ffi::Error {
+  BestPath p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode_packed(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(
+      divide_workspace(p, packed_best_path_elements(p.band.cells), bytes_of(dtype)));
+  return run_best_path(pool, p, dtype, p.packed.planes, p.packed.rows);
 };
 
 XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Pool>());
@@ -119,6 +135,7 @@ XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_si
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Pool>());
 
 }  // namespace
 
@@ -133,6 +150,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
+      {"jax_rnnt_packed_best_path", packed_best_path_handler},
   };
 }
 

@@ -12,6 +12,8 @@
 #else
 #define JAX_RNNT_HOST_DEVICE
 #endif
+// Always inlined: a copy shared between instruction sets could be compiled for the wrong one.
+#define JAX_RNNT_MEMBER __attribute__((always_inline)) JAX_RNNT_HOST_DEVICE
 
 namespace jax_rnnt {
 
@@ -33,9 +35,7 @@ enum class Topology : int64_t { kRegular = 0, kModified = 1, kConstrained = 2 };
 struct Bounds {
   int32_t frame_begin, frame_end, label_begin, label_end;
 
-  // Always inlined: a copy shared between instruction sets could be compiled for the wrong one.
-  __attribute__((always_inline)) JAX_RNNT_HOST_DEVICE bool valid(int64_t frames,
-                                                                 int64_t labels) const {
+  JAX_RNNT_MEMBER bool valid(int64_t frames, int64_t labels) const {
     return 0 <= frame_begin && frame_begin <= frame_end && frame_end <= frames &&
            0 <= label_begin && label_begin <= label_end && label_end <= labels;
   }
@@ -80,6 +80,18 @@ struct PackedRows {
   int64_t planes, rows, utterances;  // N rows a plane, and so many utterances
   const int32_t* offsets;            // (batch,), an utterance's first row; null: planes of (T, W)
   int64_t per_row, per_utterance;
+
+  // Cells from one frame of an utterance to the next.
+  JAX_RNNT_MEMBER int64_t stride(const Bounds& of) const { return int64_t(of.label_end) + 1; }
+  // Whether there are all rows of an utterance with these valid bounds.
+  JAX_RNNT_MEMBER bool has_all(int64_t b, const Bounds& of) const {
+    const int64_t offset = offsets[b];
+    return 0 <= offset && of.frame_end * stride(of) <= rows - offset;
+  }
+  JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const { return plane(b) * rows + offsets[b]; }
+  // A division of 64 bits would take many of a GPU's registers.
+  JAX_RNNT_MEMBER int64_t plane(int64_t b) const { return uint32_t(b) / uint32_t(utterances); }
+  JAX_RNNT_MEMBER int64_t place_in_plane(int64_t b) const { return b - plane(b) * utterances; }
 };
 
 // The recursion over arcs, for one batch.
@@ -98,34 +110,23 @@ struct Lattice {
   void* workspace;  // (batch, workspace_elements); packed rows: (batch / utterances, same)
   int64_t workspace_elements;
 
-#define JAX_RNNT_MEMBER __attribute__((always_inline)) JAX_RNNT_HOST_DEVICE
   // Cells from one frame of an utterance to the next.
   JAX_RNNT_MEMBER int64_t stride(const Bounds& of) const {
-    return packed.offsets == nullptr ? cells : int64_t(of.label_end) + 1;
+    return packed.offsets == nullptr ? cells : packed.stride(of);
   }
   // Whether the utterance lies within the planes; if so, where its cells and workspace begin.
   JAX_RNNT_MEMBER bool valid(int64_t b) const {
     const Bounds& of = bounds[b];
-    if (!of.valid(frames, cells - 1)) return false;
-    if (packed.offsets == nullptr) return true;
-    const int64_t offset = packed.offsets[b];
-    return 0 <= offset && of.frame_end * stride(of) <= packed.rows - offset;
+    return of.valid(frames, cells - 1) && (packed.offsets == nullptr || packed.has_all(b, of));
   }
   JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const {
-    if (packed.offsets == nullptr) return b * frames * cells;
-    return plane(b) * packed.rows + packed.offsets[b];
+    return packed.offsets == nullptr ? b * frames * cells : packed.first_cell(b);
   }
   JAX_RNNT_MEMBER int64_t first_workspace_element(int64_t b) const {
     if (packed.offsets == nullptr) return b * workspace_elements;
-    const int64_t place = b - plane(b) * packed.utterances;
-    return plane(b) * workspace_elements + packed.offsets[b] * packed.per_row +
-           place * packed.per_utterance;
+    return packed.plane(b) * workspace_elements + packed.offsets[b] * packed.per_row +
+           packed.place_in_plane(b) * packed.per_utterance;
   }
-  // The plane of packed rows. A division of 64 bits would take many of a GPU's registers.
-  JAX_RNNT_MEMBER int64_t plane(int64_t b) const {
-    return uint32_t(b) / uint32_t(packed.utterances);
-  }
-#undef JAX_RNNT_MEMBER
 };
 
 // The recursion over the arcs of a band, for one batch: the S cells of frame t are those of label
@@ -154,11 +155,44 @@ struct BandedLattice {
 
 // The best path through a band: its score, and the frame of each label. Of equally good paths it is
 // the one whose labels all come first. A whole lattice is a band of U + 1 cells that starts at 0.
+//
+// Packed rows are whole lattices without starts, which have N for frames. In the workspace of a
+// plane, there are `per_utterance` elements for each utterance, then a byte for each row.
 struct BestPath {
   BandedLattice band;     // its log_likelihood is the score of the best path
+  PackedRows packed;      // without offsets: a band
   bool final_blank;       // modified: the last frame has a blank arc only
   int32_t* label_frames;  // (batch, labels), -1 where there is none
+
+  JAX_RNNT_MEMBER bool is_packed() const { return packed.offsets != nullptr; }
+  JAX_RNNT_MEMBER bool valid(int64_t b) const {
+    const Bounds& of = band.bounds[b];
+    return of.valid(band.frames, band.labels) && (!is_packed() || packed.has_all(b, of));
+  }
+  // Cells of a frame.
+  JAX_RNNT_MEMBER int64_t cells(const Bounds& of) const {
+    return is_packed() ? packed.stride(of) : band.cells;
+  }
+  JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const {
+    return is_packed() ? packed.first_cell(b) : b * band.frames * band.cells;
+  }
+  template <class T>
+  JAX_RNNT_MEMBER T* workspace(int64_t b) const {
+    T* all = static_cast<T*>(band.workspace);
+    if (!is_packed()) return all + b * band.workspace_elements;
+    return all + packed.plane(b) * band.workspace_elements +
+           packed.place_in_plane(b) * packed.per_utterance;
+  }
+  // The bytes of an utterance's packed rows.
+  template <class T>
+  JAX_RNNT_MEMBER uint8_t* row_bytes(int64_t b) const {
+    T* plane = static_cast<T*>(band.workspace) + packed.plane(b) * band.workspace_elements;
+    return reinterpret_cast<uint8_t*>(plane + packed.utterances * packed.per_utterance) +
+           packed.offsets[b];
+  }
 };
+
+#undef JAX_RNNT_MEMBER
 
 // Elements of float (double) that one utterance needs as workspace.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
@@ -171,6 +205,7 @@ struct PackedWorkspace {
   int64_t per_row, per_utterance;
 };
 PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors);
+int64_t packed_best_path_elements(int64_t cells);  // of an utterance, beside the rows' bytes
 
 // Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
 // the lattice and the best path, for the banded lattice as many utterances as a vector has lanes.

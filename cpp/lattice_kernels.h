@@ -181,7 +181,7 @@ struct CellsToWrite {
 JAX_RNNT_INLINE CellsToWrite cells_to_write(const Lattice& p, int64_t b) {
   const PackedRows& packed = p.packed;
   if (packed.offsets == nullptr) return {b * p.frames * p.cells, (b + 1) * p.frames * p.cells};
-  const int64_t item = p.plane(b), first = item * packed.utterances;
+  const int64_t item = packed.plane(b), first = item * packed.utterances;
   const auto row = [&](int64_t of) {
     if (of == first) return int64_t{0};
     const int64_t offset = of < first + packed.utterances ? packed.offsets[of] : packed.rows;

@@ -54,6 +54,11 @@ NB_MODULE(_cpu, m) {
   m.def("best_path_workspace_elements", &jax_rnnt::best_path_workspace_elements, nb::arg("frames"),
         nb::arg("cells"), nb::arg("element_bytes"),
         "Workspace of one utterance of a best path, in elements of the arcs' dtype.");
+  m.def(
+      "packed_best_path_elements",
+      [](int64_t cells, int64_t) { return jax_rnnt::packed_best_path_elements(cells); },
+      nb::arg("cells"), nb::arg("element_bytes"),
+      "Workspace of each utterance of packed rows, beside a byte a row, in elements.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");
   m.def(

@@ -69,6 +69,15 @@ constexpr auto best_path = [](cudaStream_t stream, auto... operands) -> ffi::Err
   return error_of(cuda::best_path(p, dtype, stream));
 };
 
+constexpr auto packed_best_path = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  BestPath p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode_packed(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(divide_workspace(p, cuda::packed_best_path_elements(p.band.cells),
+                                            dtype == DType::kF64 ? 8 : 4));
+  return error_of(cuda::best_path(p, dtype, stream));
+};
+
 // Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
@@ -86,6 +95,8 @@ XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_si
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Stream>(),
+                       kTraits);
 
 }  // namespace
 
@@ -100,6 +111,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
+      {"jax_rnnt_packed_best_path", packed_best_path_handler},
   };
 }
 

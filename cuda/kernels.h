@@ -21,5 +21,6 @@ PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors, DType dtyp
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, int64_t labels, Topology topology,
                                   bool with_posteriors, DType dtype);
 int64_t best_path_workspace_elements(int64_t frames, int64_t cells, DType dtype);
+int64_t packed_best_path_elements(int64_t cells);  // of an utterance, beside the rows' bytes
 
 }  // namespace jax_rnnt::cuda

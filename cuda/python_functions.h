@@ -49,6 +49,11 @@ inline void define_functions(nanobind::module_& m) {
       },
       nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("element_bytes"),
       "Workspace of one utterance of a best path, in elements of the arcs' dtype.");
+  m.def(
+      "packed_best_path_elements",
+      [](int64_t cells, int64_t) { return packed_best_path_elements(cells); },
+      nanobind::arg("cells"), nanobind::arg("element_bytes"),
+      "Workspace of each utterance of packed rows, beside a byte a row, in elements.");
 }
 
 }  // namespace jax_rnnt::cuda

@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
 from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
+from .checking import check_inputs, check_inputs_packed, check_inputs_pruned
 from .decoding import Decoded, greedy_decode
 from .emission import expected_emission_frames, mean_emission_delay
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
@@ -12,8 +13,14 @@ from .joint import rnnt_loss_joint
 from .label_windows import label_windows_from_frames
 from .lengths import lengths_from_paddings
 from .linear_joint import LinearJoint
-from .losses import check_inputs, rnnt_loss, rnnt_loss_from_arcs
+from .losses import rnnt_loss, rnnt_loss_from_arcs
 from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
+from .packed_alignment import (
+    expected_emission_frames_packed,
+    rnnt_align_packed,
+    rnnt_align_packed_from_arcs,
+    rnnt_best_labels_packed,
+)
 from .packed_inputs import pack_joint_inputs, packed_size
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
@@ -28,8 +35,11 @@ __all__ = [
     "LinearJoint",
     "Posteriors",
     "check_inputs",
+    "check_inputs_packed",
+    "check_inputs_pruned",
     "do_rnnt_pruning",
     "expected_emission_frames",
+    "expected_emission_frames_packed",
     "get_rnnt_prune_ranges",
     "greedy_decode",
     "label_windows_from_frames",
@@ -39,9 +49,12 @@ __all__ = [
     "packed_size",
     "rnnt_align",
     "rnnt_align_from_arcs",
+    "rnnt_align_packed",
+    "rnnt_align_packed_from_arcs",
     "rnnt_align_pruned",
     "rnnt_align_simple",
     "rnnt_best_labels",
+    "rnnt_best_labels_packed",
     "rnnt_best_labels_simple",
     "rnnt_loss",
     "rnnt_loss_from_arc_terms",

@@ -12,6 +12,7 @@ from .arcs import arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .factored import checked_halves
 from .factored_arcs import factored_arcs_fwd
+from .label_windows import label_mask, only_allowed
 from .lattice import banded_best_path, best_path
 from .losses import checked_arcs, checked_logits
 from .pruning import band_arcs_fwd, band_operands, checked_band
@@ -40,6 +41,7 @@ def rnnt_align(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
     implementation: Implementation = "auto",
     check: bool = True,
@@ -52,7 +54,7 @@ def rnnt_align(
 
     Args:
       logits, labels, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in `rnnt_loss`.
       delay_penalty: as in `rnnt_loss`; it is part of the score.
 
     Returns:
@@ -68,7 +70,7 @@ def rnnt_align(
     """
     checked = checked_logits(
         logits,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (blank_id, normalization, None, implementation),
         (topology, final_blank, delay_penalty, 0.0, implementation),
         check,
@@ -87,6 +89,7 @@ def rnnt_align_from_arcs(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
     implementation: Implementation = "auto",
     check: bool = True,
@@ -95,7 +98,8 @@ def rnnt_align_from_arcs(
 
     Args:
       blank_log_probs, label_log_probs, logit_lengths, label_lengths, topology, final_blank,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss_from_arcs`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_from_arcs`.
       delay_penalty: as in `rnnt_align`.
 
     Returns:
@@ -106,7 +110,7 @@ def rnnt_align_from_arcs(
     """
     checked = checked_arcs(
         (blank_log_probs, label_log_probs),
-        (logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (topology, final_blank, delay_penalty, 0.0, implementation),
         check,
     )
@@ -127,6 +131,7 @@ def rnnt_align_simple(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
     implementation: Implementation = "auto",
     check: bool = True,
@@ -135,7 +140,8 @@ def rnnt_align_simple(
 
     Args:
       am, lm, labels, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss_simple`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_simple`.
       delay_penalty: as in `rnnt_align`.
 
     Returns:
@@ -146,7 +152,7 @@ def rnnt_align_simple(
     """
     checked = checked_halves(
         (am, lm),
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         (blank_id, normalization, None, implementation),
         (topology, final_blank, delay_penalty, 0.0, implementation),
         check,
@@ -167,6 +173,7 @@ def rnnt_align_pruned(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
     implementation: Implementation = "auto",
     check: bool = True,
@@ -175,7 +182,8 @@ def rnnt_align_pruned(
 
     Args:
       logits, labels, ranges, logit_lengths, label_lengths, blank_id, topology, normalization,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss_pruned`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_pruned`.
       delay_penalty: as in `rnnt_align`.
 
     Returns:
@@ -187,7 +195,7 @@ def rnnt_align_pruned(
     logits = validation.float_scores("logits", logits)
     ranges, utterances, arcs_options, lattice_options, _ = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where),
+        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
         ranges,
         (blank_id, normalization, None, implementation),
         (topology, False, delay_penalty, 0.0, implementation),
@@ -208,9 +216,10 @@ def _align(
     sizes = validation.sizes_of("logits", logits.shape, 3)
     labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
     assert labels is not None
-    logits, labels, bounds = align_varying_axes(logits, labels, bounds)
+    mask = label_mask(logits, sizes, utterances)
+    logits, labels, bounds, mask = align_varying_axes(logits, labels, bounds, mask)
     blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
-    return best_path(lattice_options, blank, label, bounds)
+    return best_path(lattice_options, blank, only_allowed(label, mask), bounds)
 
 
 @partial(jax.jit, static_argnames=("options",))
@@ -221,6 +230,7 @@ def _align_from_arcs(
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
     _, bounds = labels_and_bounds(blank, sizes, utterances, None)
     dtype = accumulator_dtype(blank.dtype)
+    label = only_allowed(label, label_mask(blank, sizes, utterances))
     operands = align_varying_axes(blank.astype(dtype), label.astype(dtype), bounds)
     return best_path(options, *operands)
 
@@ -237,9 +247,10 @@ def _align_simple(
     sizes = validation_factored.factored_sizes(am.shape, lm.shape)
     labels, bounds = labels_and_bounds(am, sizes, utterances, arcs_options.blank_id)
     assert labels is not None
-    am, lm, labels, bounds = align_varying_axes(am, lm, labels, bounds)
+    mask = label_mask(am, sizes, utterances)
+    am, lm, labels, bounds, mask = align_varying_axes(am, lm, labels, bounds, mask)
     blank, label, _ = factored_arcs_fwd(arcs_options, am, lm, labels, bounds)
-    return best_path(lattice_options, blank, label, bounds)
+    return best_path(lattice_options, blank, only_allowed(label, mask), bounds)
 
 
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options"))
@@ -252,8 +263,9 @@ def _align_pruned(
 ) -> Alignment:
     logits = jax.lax.stop_gradient(logits)
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
-    logits, labels, frame_bounds, starts, bounds, _ = align_varying_axes(
+    logits, labels, frame_bounds, starts, bounds, mask = align_varying_axes(
         logits, *band_operands(logits, sizes, ranges, utterances, arcs_options.blank_id)
     )
     blank, label, _ = band_arcs_fwd(arcs_options, logits, labels, frame_bounds)
+    label = only_allowed(label, mask)
     return banded_best_path(lattice_options, sizes.U, blank, label, starts, bounds)

@@ -14,6 +14,7 @@ from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes
 from .bounds import Sizes, Utterances, labels_and_bounds
 from .factored_arcs import factored_best_arcs, rows_inside
+from .label_windows import label_mask, only_allowed
 from .lattice import best_path
 from .pruning import band_arcs_fwd
 from .reference import accumulator_dtype, axis_index
@@ -41,6 +42,7 @@ def rnnt_best_labels(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
     implementation: Implementation = "auto",
     check: bool = True,
@@ -55,7 +57,7 @@ def rnnt_best_labels(
 
     Args:
       logits, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in `rnnt_loss`.
       delay_penalty: as in `rnnt_align`.
 
     Returns:
@@ -70,7 +72,7 @@ def rnnt_best_labels(
         logits,
         *_checked(
             sizes,
-            (logit_lengths, label_lengths, logit_begins, label_begins, where),
+            (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
             (blank_id, normalization),
             (topology, final_blank, delay_penalty),
             implementation,
@@ -92,6 +94,7 @@ def rnnt_best_labels_simple(
     delay_penalty: float = 0.0,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     where: Array | None = None,
     implementation: Implementation = "auto",
     check: bool = True,
@@ -103,7 +106,8 @@ def rnnt_best_labels_simple(
 
     Args:
       am, lm, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
-        logit_begins, label_begins, where, implementation, check: as in `rnnt_loss_simple`.
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_simple`.
       delay_penalty: as in `rnnt_align`.
 
     Returns:
@@ -118,7 +122,7 @@ def rnnt_best_labels_simple(
         lm,
         *_checked(
             sizes,
-            (logit_lengths, label_lengths, logit_begins, label_begins, where),
+            (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
             (blank_id, normalization),
             (topology, final_blank, delay_penalty),
             implementation,
@@ -156,12 +160,13 @@ def _best_labels(
     logits = lax.stop_gradient(logits)
     sizes = replace(validation.sizes_of("logits", logits.shape, 3), V=None)
     _, bounds = labels_and_bounds(logits, sizes, utterances, None)
-    logits, bounds = align_varying_axes(logits, bounds)
+    mask = label_mask(logits, sizes, utterances)
+    logits, bounds, mask = align_varying_axes(logits, bounds, mask)
     classes, blank, label = _best_arcs(arcs_options, logits, bounds)
-    alignment = best_path(lattice_options, blank, label, bounds)
+    alignment = best_path(lattice_options, blank, only_allowed(label, mask), bounds)
     rows = jnp.maximum(alignment.frames, 0)[..., None, :]
     labels = jnp.take_along_axis(classes[..., :-1], rows, axis=-2, mode="clip")[..., 0, :]
-    return _with_alignment(labels, alignment)
+    return with_alignment(labels, alignment)
 
 
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options"))
@@ -175,21 +180,22 @@ def _best_labels_simple(
     am, lm = lax.stop_gradient((am, lm))
     sizes = replace(validation_factored.factored_sizes(am.shape, lm.shape), V=None)
     _, bounds = labels_and_bounds(am, sizes, utterances, None)
-    am, lm, bounds = align_varying_axes(am, lm, bounds)
+    mask = label_mask(am, sizes, utterances)
+    am, lm, bounds, mask = align_varying_axes(am, lm, bounds, mask)
     blank, label = factored_best_arcs(arcs_options, am, lm, bounds)
-    alignment = best_path(lattice_options, blank, label, bounds)
+    alignment = best_path(lattice_options, blank, only_allowed(label, mask), bounds)
     rows = jnp.maximum(alignment.frames, 0)[..., None]
     am_rows = jnp.take_along_axis(am, rows, axis=-2, mode="clip")
     dtype = accumulator_dtype(am.dtype)
     scores = am_rows.astype(dtype) + lm[..., :-1, :].astype(dtype)
-    return _with_alignment(_best_class(scores, arcs_options.blank_id), alignment)
+    return with_alignment(best_class(scores, arcs_options.blank_id), alignment)
 
 
-def _with_alignment(labels: jax.Array, alignment: Alignment) -> BestLabels:
+def with_alignment(labels: jax.Array, alignment: Alignment) -> BestLabels:
     return BestLabels(jnp.where(alignment.frames >= 0, labels, -1), *alignment)
 
 
-def _best_class(scores: jax.Array, blank_id: int) -> jax.Array:
+def best_class(scores: jax.Array, blank_id: int) -> jax.Array:
     """The best class other than blank; blank where all others are forbidden."""
     is_blank = axis_index(scores.ndim, -1, scores.shape[-1]) == blank_id
     others = jnp.where(is_blank, -jnp.inf, scores)
@@ -202,13 +208,12 @@ def _best_arcs(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best class of each label arc, then blank and label arcs, each `(*batch, T, U+1)`."""
     *_, T, W, _ = logits.shape
-    classes = _best_class(logits, options.blank_id)
+    classes = best_class(logits, options.blank_id)
     # The arcs of a frame whose label arcs have their own classes are those of a band.
     frames, _ = rows_inside(bounds, T, W)
     begin, end = (bounds[..., i, None] for i in (2, 3))
-    frame_bounds = jnp.stack(
-        jnp.broadcast_arrays(jnp.zeros_like(begin), jnp.ones_like(begin), begin, end), axis=-1
-    )
+    zero = begin - begin  # mapped, on explicit meshes sharded, as the bounds
+    frame_bounds = jnp.stack([zero, zero + 1, begin, end], axis=-1)
     frame_bounds = jnp.where(frames[..., None], frame_bounds, 0)
     blank, label, _ = band_arcs_fwd(options, logits, classes, frame_bounds)
     return classes, blank, jnp.where(classes == options.blank_id, -jnp.inf, label)

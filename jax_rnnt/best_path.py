@@ -47,10 +47,10 @@ def best_path(
     return score, jnp.where(exists, frames, -1)
 
 
-def _usable(arcs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Arcs `(T, *batch, S)`, forbidden and bad ones as -inf; which utterances have bad ones."""
+def usable(arcs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Arcs, forbidden and bad ones as -inf; which rows, along the last axis, have bad ones."""
     bad = ~(arcs <= _EXCESSIVE)
-    return jnp.where(bad | (arcs < _FORBIDDEN), -jnp.inf, arcs), jnp.any(bad, axis=(0, -1))
+    return jnp.where(bad | (arcs < _FORBIDDEN), -jnp.inf, arcs), jnp.any(bad, axis=-1)
 
 
 def _scores(band: Band, is_whole: bool) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +58,8 @@ def _scores(band: Band, is_whole: bool) -> tuple[jax.Array, jax.Array]:
 
     The nodes are those of a frame in a regular lattice, otherwise those after the frame.
     """
-    (blank, bad_blank), (label, bad_label) = _usable(band.blank), _usable(band.label)
+    (blank, bad_blank), (label, bad_label) = usable(band.blank), usable(band.label)
+    bad = jnp.any(bad_blank | bad_label, axis=0)
     dead = band.dead_row.mantissa - jnp.inf
 
     def step(carry, frame):
@@ -85,7 +86,7 @@ def _scores(band: Band, is_whole: bool) -> tuple[jax.Array, jax.Array]:
     begin = band.label_begin
     (_, score), by_label = lax.scan(step, (dead, dead[..., 0]), (band.frames, blank, label))
     score = jnp.where(band.feasible, score, -jnp.inf)
-    score = jnp.where(bad_blank | bad_label, jnp.nan, score)
+    score = jnp.where(bad, jnp.nan, score)
     score = jnp.where(band.empty, jnp.where(band.unlabelled, 0, -jnp.inf), score)
     return jnp.where(band.valid, score, jnp.nan), by_label
 

@@ -78,8 +78,13 @@ def _expected_frames(label: jax.Array) -> jax.Array:
     label = label.astype(accumulator_dtype(label.dtype))[..., :-1]
     t = axis_index(label.ndim, -2, label.shape[-2]).astype(label.dtype)
     mass = jnp.sum(label, axis=-2)
+    return expected_frames_of(mass, jnp.sum(t * label, axis=-2))
+
+
+def expected_frames_of(mass: jax.Array, moment: jax.Array) -> jax.Array:
+    """From the sums of p(t, u) and of t p(t, u) over t."""
     emitted = mass > 0
-    return jnp.where(emitted, jnp.sum(t * label, axis=-2) / jnp.where(emitted, mass, 1), -1)
+    return jnp.where(emitted, moment / jnp.where(emitted, mass, 1), -1)
 
 
 @partial(jax.jit, static_argnames=("reduction",))

@@ -11,6 +11,7 @@ from . import banded, reference
 from . import packed_lattice as packed
 from ._native import ops
 from .best_path import best_path as reference_best_path
+from .packed_best_path import packed_best_path as reference_packed_best_path
 from .types import Alignment, LatticeOptions, Posteriors
 
 
@@ -149,6 +150,23 @@ def banded_best_path(
         return Alignment(*reference_best_path(blank, label, starts, bounds, **params))
     native = options.implementation == "native"
     return Alignment(*ops.best_path(blank, label, starts, bounds, native=native, **params))
+
+
+def packed_best_path(
+    options: LatticeOptions,
+    num_labels: int,
+    blank: jax.Array,
+    label: jax.Array,
+    offsets: jax.Array,
+    bounds: jax.Array,
+) -> Alignment:
+    """The best paths of packed rows, see `packed_best_path.packed_best_path`."""
+    params: dict[str, Any] = {**_params(options), "num_labels": num_labels}
+    operands = blank, label, offsets, bounds
+    if options.implementation == "xla":
+        return Alignment(*reference_packed_best_path(*operands, **params))
+    native = options.implementation == "native"
+    return Alignment(*ops.packed_best_path(*operands, native=native, **params))
 
 
 def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteriors:

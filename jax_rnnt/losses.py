@@ -252,48 +252,6 @@ def checked_arcs(
     return blank, label, utterances, options
 
 
-def check_inputs(
-    logits: Array,
-    labels: Array,
-    logit_lengths: Array | None = None,
-    label_lengths: Array | None = None,
-    *,
-    blank_id: int = 0,
-    logit_begins: Array | None = None,
-    label_begins: Array | None = None,
-    label_windows: Array | None = None,
-    where: Array | None = None,
-) -> None:
-    """Raises the errors of `rnnt_loss` for bad values, also inside transformations.
-
-    Outside transformations this is the check that `rnnt_loss` makes by itself. Inside, call it
-    before the loss and transform with `jax.experimental.checkify.checkify`, whose error then says
-    which value of which argument was wrong.
-
-    Args:
-      logits: only their shape, `(*batch, T, U+1, V)`, and dtype are looked at.
-      labels, logit_lengths, label_lengths, blank_id, logit_begins, label_begins, where,
-        label_windows: as in `rnnt_loss`.
-
-    Raises:
-      TypeError, ValueError: as `rnnt_loss`.
-    """
-    logits = validation.float_scores("logits", logits)
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    utterances = validation.utterances_of(
-        sizes,
-        labels,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
-    assert sizes.V is not None
-    validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.V))
-
-
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options", "reduction"))
 def _rnnt_loss(
     logits: jax.Array,

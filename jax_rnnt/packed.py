@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from . import validation, validation_packed
 from ._native.jax_versions import align_varying_axes, replicated, with_batch_sharding_of
 from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
-from .label_windows import only_allowed, row_label_mask
+from .bounds import Utterances
+from .label_windows import only_allowed
 from .lattice import gradient_weights, packed_lattice, packed_lattice_score
-from .packed_rows import layout_of, rows_of
+from .packed_rows import packed_operands
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
 from .types import (
@@ -78,21 +78,34 @@ def rnnt_loss_packed(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; with `check`, also for lengths
         that need more than N rows.
     """
-    logits = validation.float_scores("logits", logits)
-    sizes = validation_packed.packed_sizes("logits", logits.shape, 2, labels)
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
-    lattice_options = validation.lattice_options(
-        topology, final_blank, delay_penalty, fastemit_lambda, implementation
-    )
-    reduction = validation.reduction_of(reduction)
-    utterances = validation_packed.checked_utterances(
-        sizes,
+    checked = checked_packed_logits(
+        logits,
         (labels, logit_lengths, label_lengths, where, label_windows),
-        arcs_options.blank_id,
+        (blank_id, normalization, clamp, implementation),
+        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         check,
     )
-    return _rnnt_loss_packed(logits, utterances, arcs_options, lattice_options, reduction)
+    return _rnnt_loss_packed(*checked, validation.reduction_of(reduction))
+
+
+def checked_packed_logits(
+    logits: Any,
+    utterance_arguments: tuple[Any, ...],
+    arcs_arguments: tuple[Any, ...],
+    lattice_arguments: tuple[Any, ...],
+    check: Any,
+) -> tuple[jax.Array, Utterances, ArcsOptions, LatticeOptions]:
+    """All arguments of a function of packed logits, checked; as `validation` takes them."""
+    logits = validation.float_scores("logits", logits)
+    sizes = validation_packed.packed_sizes(logits.shape, utterance_arguments[0])
+    blank_id, *rest = arcs_arguments
+    assert sizes.V is not None
+    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
+    lattice_options = validation.lattice_options(*lattice_arguments)
+    utterances = validation_packed.checked_utterances(
+        sizes, utterance_arguments, arcs_options.blank_id, check
+    )
+    return logits, utterances, arcs_options, lattice_options
 
 
 @overload
@@ -178,57 +191,35 @@ def rnnt_loss_packed_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss_packed`.
     """
-    blank = validation.float_scores("blank_log_probs", blank_log_probs)
-    label = validation.like("label_log_probs", label_log_probs, "blank_log_probs", blank)
-    sizes = validation_packed.packed_arc_sizes(blank.shape, max_labels, logit_lengths)
-    options = validation.lattice_options(
-        topology, final_blank, delay_penalty, fastemit_lambda, implementation
+    checked = checked_packed_arcs(
+        (blank_log_probs, label_log_probs),
+        (logit_lengths, label_lengths, where, label_windows),
+        max_labels,
+        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        check,
     )
     reduction = validation.reduction_of(reduction)
-    utterances = validation_packed.checked_utterances(
-        sizes, (None, logit_lengths, label_lengths, where, label_windows), None, check
-    )
     return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
-    loss, posteriors = _rnnt_loss_packed_from_arcs(
-        blank, label, utterances, sizes.U, options, reduction, return_posteriors
-    )
+    loss, posteriors = _rnnt_loss_packed_from_arcs(*checked, reduction, return_posteriors)
     return loss if posteriors is None else (loss, posteriors)
 
 
-class _Operands(NamedTuple):
-    """The integer operands of the arcs, one utterance of one cell a row, and of the lattice."""
-
-    row_labels: jax.Array  # (N, 1)
-    row_bounds: jax.Array  # (N, 4)
-    row_utterances: jax.Array  # (N,)
-    offsets: jax.Array  # (B,)
-    bounds: jax.Array  # (B, 4)
-    mask: jax.Array | None  # (N,) bool, of label arcs in their windows
-
-
-def _operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) -> _Operands:
-    N, U = sizes.T, sizes.U
-    assert utterances.logit_lengths is not None and utterances.label_lengths is not None
-    utterances = jax.tree.map(lambda x: replicated(jnp.asarray(x)), utterances)
-    frames, label_counts = (
-        clip_to_int32(x) for x in (utterances.logit_lengths, utterances.label_lengths)
+def checked_packed_arcs(
+    arcs: tuple[Any, Any],
+    utterance_arguments: tuple[Any, ...],
+    max_labels: Any,
+    lattice_arguments: tuple[Any, ...],
+    check: Any,
+) -> tuple[jax.Array, jax.Array, Utterances, int, LatticeOptions]:
+    """All arguments of a function of packed arcs, checked; as `validation` takes them."""
+    blank = validation.float_scores("blank_log_probs", arcs[0])
+    label = validation.like("label_log_probs", arcs[1], "blank_log_probs", blank)
+    sizes = validation_packed.packed_arc_sizes(blank.shape, max_labels, utterance_arguments[0])
+    options = validation.lattice_options(*lattice_arguments)
+    utterances = validation_packed.checked_utterances(
+        sizes, (None, *utterance_arguments), None, check
     )
-    labels, bounds = labels_and_bounds(frames, sizes, utterances, blank_id)
-    layout = layout_of(frames, label_counts, N)
-    bounds = jnp.where(layout.fits[:, None], bounds, -1)
-    rows = rows_of(layout, N)
-    utterance = rows.utterances
-    inside = jnp.arange(N, dtype=jnp.int32) < layout.ends[utterance]
-    used = inside & (bounds[utterance, 1] > 0)
-    has_label = used & (rows.labels < bounds[utterance, 3])
-    if labels is None or U == 0:
-        row_labels = jnp.zeros_like(rows.labels)
-    else:
-        row_labels = labels[utterance, jnp.clip(rows.labels, 0, U - 1)]
-    zero = jnp.zeros_like(rows.labels)
-    row_bounds = jnp.stack([zero, used.astype(jnp.int32), zero, has_label.astype(jnp.int32)], -1)
-    mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
-    return _Operands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)
+    return blank, label, utterances, sizes.U, options
 
 
 @partial(jax.jit, static_argnames=("arcs_options", "lattice_options", "reduction"))
@@ -239,10 +230,10 @@ def _rnnt_loss_packed(
     lattice_options: LatticeOptions,
     reduction: Reduction,
 ) -> jax.Array:
-    sizes = validation_packed.packed_sizes("logits", logits.shape, 2, utterances.labels)
+    sizes = validation_packed.packed_sizes(logits.shape, utterances.labels)
     if sizes.batch[0] == 0:
         return reduce_losses(jnp.zeros(0, accumulator_dtype(logits.dtype)), reduction, None)
-    ints = _operands(utterances, sizes, arcs_options.blank_id)
+    ints = packed_operands(utterances, sizes, arcs_options.blank_id)
     of_rows = (with_batch_sharding_of(logits, 1, x) for x in ints[:3])
     operands = align_varying_axes(logits, *of_rows, *ints[3:])
     loss: Any = _packed_loss(arcs_options, lattice_options, sizes.U, *operands)
@@ -263,7 +254,7 @@ def _packed_loss(
     mask: jax.Array | None,
 ) -> jax.Array:
     del row_utterances
-    blank, label, _ = _row_arcs(arcs_options, logits, row_labels, row_bounds)
+    blank, label, _ = row_arcs(arcs_options, logits, row_labels, row_bounds)
     label = only_allowed(label, mask)
     return negative(
         packed_lattice_score(lattice_options, num_labels, blank, label, offsets, bounds)
@@ -272,7 +263,7 @@ def _packed_loss(
 
 def _packed_loss_fwd(arcs_options, lattice_options, num_labels, logits, *ints):
     row_labels, row_bounds, row_utterances, offsets, bounds, mask = ints
-    blank, label, denominators = _row_arcs(arcs_options, logits, row_labels, row_bounds)
+    blank, label, denominators = row_arcs(arcs_options, logits, row_labels, row_bounds)
     label = only_allowed(label, mask)
     log_likelihood, posteriors = packed_lattice(
         lattice_options, num_labels, blank, label, offsets, bounds
@@ -297,7 +288,7 @@ def _packed_loss_bwd(arcs_options, lattice_options, num_labels, residuals, cotan
 _packed_loss.defvjp(_packed_loss_fwd, _packed_loss_bwd)
 
 
-def _row_arcs(
+def row_arcs(
     options: ArcsOptions, logits: jax.Array, labels: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Blank and label arcs of all rows, whole on each device, and their denominators; `(N,)`."""
@@ -322,7 +313,7 @@ def _rnnt_loss_packed_from_arcs(
         zeros = jnp.zeros(blank.shape, dtype)
         loss = reduce_losses(jnp.zeros(0, dtype), reduction, None)
         return loss, Posteriors(zeros, zeros) if return_posteriors else None
-    ints = _operands(utterances, sizes, None)
+    ints = packed_operands(utterances, sizes, None)
     blank, label = (replicated(x).astype(dtype) for x in (blank, only_allowed(label, ints.mask)))
     operands = align_varying_axes(blank, label, ints.row_utterances, ints.offsets, ints.bounds)
     result: Any = _packed_arcs_loss(options, max_labels, return_posteriors, *operands)

@@ -53,13 +53,13 @@ def packed_lattice(
     """
 
     def both(blank, label, offsets, bounds):
-        fronts = _PackedFronts(
+        fronts = PackedFronts(
             blank, label, offsets, bounds, topology, final_blank, delay_penalty, num_labels
         )
         log_likelihood, alphas = fronts.forward(keep=True)
         return log_likelihood, *fronts.posteriors(log_likelihood, alphas)
 
-    return _over_batch(both, blank, label, offsets, bounds)
+    return over_batch(both, blank, label, offsets, bounds)
 
 
 def packed_lattice_score(
@@ -76,15 +76,15 @@ def packed_lattice_score(
     """The log-likelihood of `packed_lattice` alone, `(*batch, B)`."""
 
     def score(blank, label, offsets, bounds):
-        fronts = _PackedFronts(
+        fronts = PackedFronts(
             blank, label, offsets, bounds, topology, final_blank, delay_penalty, num_labels
         )
         return fronts.forward(keep=False)[0]
 
-    return _over_batch(score, blank, label, offsets, bounds)
+    return over_batch(score, blank, label, offsets, bounds)
 
 
-def _over_batch(function: Callable[..., Any], blank: jax.Array, *operands: jax.Array) -> Any:
+def over_batch(function: Callable[..., Any], blank: jax.Array, *operands: jax.Array) -> Any:
     for _ in range(blank.ndim - 1):
         function = jax.vmap(function)
     return function(*align_varying_axes(blank, *operands))
@@ -99,7 +99,7 @@ class _Front(NamedTuple):
     label_ends: jax.Array  # the row in which a label arc of the same frame ends, or N
 
 
-class _PackedFronts:
+class PackedFronts:
     """As `reference._Fronts`, with n and u relative to the begin of each utterance."""
 
     def __init__(
@@ -127,7 +127,7 @@ class _PackedFronts:
         self.valid = valid_bounds(bounds, N, num_labels) & fits
         bounds = jnp.where(self.valid[:, None], bounds, 0)
         frame_begin, self.frame_end, label_begin, label_end = (bounds[:, i, None] for i in range(4))
-        self.frame_begin, self.stride = frame_begin, label_end + 1
+        self.frame_begin, self.label_begin, self.stride = frame_begin, label_begin, label_end + 1
         self.first = offset[:, None] + frame_begin * self.stride + label_begin
         self.frames, self.labels = self.frame_end - frame_begin, label_end - label_begin
         empty = self.frames <= 0
@@ -177,7 +177,7 @@ class _PackedFronts:
             ended = self.steps[:, 0] == n + 1
             return after, offset, jnp.where(ended, extended.log(at_end, offset), score), alphas
 
-        zeros = _zeros_like(self.blank)
+        zeros = zeros_like(self.blank)
         alphas = Extended(zeros, zeros.astype(jnp.int32)) if keep else None
         carry = (start, (zero, zero), zero - jnp.inf, alphas)
         _, _, score, alphas = lax.fori_loop(0, self.num_fronts, step, carry)
@@ -206,7 +206,7 @@ class _PackedFronts:
                 blank = blank.at[front.label_ends].add(on_label)
             return beta, blank, _store(front.rows, label, on_label)
 
-        zeros = _zeros_like(self.blank)
+        zeros = zeros_like(self.blank)
         carry = (self.dead_row, zeros, zeros)
         _, blank, label = lax.fori_loop(0, self.num_fronts, step, carry)
         return blank[: self.N], label[: self.N]
@@ -216,6 +216,6 @@ def _store(rows: jax.Array, plane: jax.Array, values: jax.Array) -> jax.Array:
     return plane.at[rows].set(values)
 
 
-def _zeros_like(x: jax.Array) -> jax.Array:
+def zeros_like(x: jax.Array) -> jax.Array:
     """Zeros that vary along the mesh axes that x does, which those of `jnp.zeros_like` need not."""
     return jnp.where(x == 0, 0, 0).astype(x.dtype)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .bounds import clip_to_int32
+from ._native.jax_versions import replicated
+from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
+from .label_windows import row_label_mask
 from .reference import axis_index
 
 
@@ -57,6 +59,42 @@ def rows_of(layout: Layout, num_rows: int) -> Rows:
     within = row - layout.offsets[utterances]
     widths = layout.widths[utterances]
     return Rows(utterances, lax.div(within, widths), lax.rem(within, widths))
+
+
+class PackedOperands(NamedTuple):
+    """The integer operands of the arcs, one utterance of one cell a row, and of the lattice."""
+
+    row_labels: jax.Array  # (N, 1)
+    row_bounds: jax.Array  # (N, 4)
+    row_utterances: jax.Array  # (N,)
+    offsets: jax.Array  # (B,)
+    bounds: jax.Array  # (B, 4)
+    mask: jax.Array | None  # (N,) bool, of label arcs in their windows
+
+
+def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) -> PackedOperands:
+    N, U = sizes.T, sizes.U
+    assert utterances.logit_lengths is not None and utterances.label_lengths is not None
+    utterances = jax.tree.map(lambda x: replicated(jnp.asarray(x)), utterances)
+    frames, label_counts = (
+        clip_to_int32(x) for x in (utterances.logit_lengths, utterances.label_lengths)
+    )
+    labels, bounds = labels_and_bounds(frames, sizes, utterances, blank_id)
+    layout = layout_of(frames, label_counts, N)
+    bounds = jnp.where(layout.fits[:, None], bounds, -1)
+    rows = rows_of(layout, N)
+    utterance = rows.utterances
+    inside = jnp.arange(N, dtype=jnp.int32) < layout.ends[utterance]
+    used = inside & (bounds[utterance, 1] > 0)
+    has_label = used & (rows.labels < bounds[utterance, 3])
+    if labels is None or U == 0:
+        row_labels = jnp.zeros_like(rows.labels)
+    else:
+        row_labels = labels[utterance, jnp.clip(rows.labels, 0, U - 1)]
+    zero = jnp.zeros_like(rows.labels)
+    row_bounds = jnp.stack([zero, used.astype(jnp.int32), zero, has_label.astype(jnp.int32)], -1)
+    mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
+    return PackedOperands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)
 
 
 def unpacked_labels(labels: jax.Array, label_lengths: jax.Array, num_labels: int) -> jax.Array:

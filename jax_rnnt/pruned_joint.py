@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .bounds import Sizes
 from .joint_function import JointCallable, JointFunction, for_sums, take_apart
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
+from .per_shard import per_shard
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
@@ -33,6 +35,8 @@ from .types import (
 
 _TILE_BYTES = 4 * 2**20
 """Of the logits of a tile: enough for matrix products to be fast, too little to matter."""
+_SYMBOLIC_BATCH = 16
+"""Utterances of a dimension of any size (shape-polymorphic export), to choose a tile for."""
 
 
 def rnnt_loss_pruned_joint(
@@ -82,7 +86,7 @@ def rnnt_loss_pruned_joint(
       predictor_out: `(*batch, U+1, D2)` floating point.
       labels, ranges: as in `rnnt_loss_pruned`.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
-        it so that their logits are a few MB.
+        it so that their logits are a few MB (in a symbolic batch, those of 16 utterances).
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss_pruned`.
@@ -99,13 +103,13 @@ def rnnt_loss_pruned_joint(
         encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
     )
     params = jax.tree.map(jnp.asarray, params)
-    logits, _ = validation_joint.traced_logits(
-        lambda params, *operands: joint_fn(params, *do_rnnt_pruning(*operands)),
-        ranges.shape,
-        "(*batch, T, S, V)",
-        *(params, encoder, predictor, ranges),
+    rows = [
+        jax.ShapeDtypeStruct((*ranges.shape, x.shape[-1]), x.dtype) for x in (encoder, predictor)
+    ]
+    logits, closed_over = validation_joint.traced_logits(
+        joint_fn, ranges.shape, "(*batch, T, S, V)", params, *rows
     )
-    joint, variables, constants, _ = take_apart(joint_fn, params)
+    joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
     ranges, utterances, arcs_options, lattice_options, reduction = checked_band(
         logits.shape,
         (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
@@ -129,7 +133,8 @@ def rnnt_loss_pruned_joint(
     )
     band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id))
     operands = align_varying_axes(variables, constants, encoder, predictor, band)
-    loss: Any = _loss(options, *operands)
+    variables, constants, *others = operands
+    loss: Any = _loss(options, variables, [*constants, *closed_over], *others)
     return reduce_losses(loss, reduction, utterances.where)
 
 
@@ -176,7 +181,8 @@ def _frames_of_tile(frames_per_tile: int | None, logits: jax.ShapeDtypeStruct) -
     """Static number of frames in a tile, none of them empty if it can be helped."""
     *batch, T, S, V = logits.shape
     if frames_per_tile is None:
-        frame_bytes = math.prod(batch) * S * V * accumulator_dtype(logits.dtype).itemsize
+        utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)
+        frame_bytes = utterances * S * V * accumulator_dtype(logits.dtype).itemsize
         frames_per_tile = max(1, _TILE_BYTES // max(frame_bytes, 1))
         tiles = -(-T // frames_per_tile)
         frames_per_tile = -(-T // max(tiles, 1))  # evenly divided
@@ -232,16 +238,60 @@ def _arcs(
     return blank, only_allowed(label, band.mask), denominators
 
 
+# By the encoder's and the predictor's output, and by each variable.
+_Gradients = tuple[tuple[jax.Array, jax.Array], list[jax.Array]]
+
+
 def _loss_bwd(options, residuals, cotangents):
     (variables, constants, encoder, predictor, band), denominators, posteriors = residuals
     weights = gradient_weights(options.lattice, posteriors)
+    operands, structure = jax.tree.flatten(
+        (encoder, predictor, band, denominators, weights, cotangents)
+    )
+    shared = (*variables, *constants)
+    operands = align_varying_axes(*operands, *shared)[: len(operands)]
+
+    def one_group(utterances: Sequence[jax.Array], shared: Sequence[jax.Array]) -> _Gradients:
+        parts = shared[: len(variables)], shared[len(variables) :]
+        return _gradients(options, *parts, *structure.unflatten(utterances))
+
+    def function(*args: jax.Array, num_groups: int = 1) -> tuple[jax.Array, ...]:
+        utterances, shared = args[: len(operands)], args[len(operands) :]
+        if num_groups == 1:
+            rows, sums = one_group(utterances, shared)
+            return *rows, *(x[None] for x in sums)
+        shapes = ((num_groups, x.shape[0] // num_groups, *x.shape[1:]) for x in utterances)
+        groups = [x.reshape(shape) for x, shape in zip(utterances, shapes, strict=True)]
+        rows, sums = jax.vmap(one_group, in_axes=(0, None))(groups, shared)
+        return *(x.reshape(-1, *x.shape[2:]) for x in rows), *sums
+
+    num_batch_dims = len(options.sizes.batch)
+    d_encoder, d_predictor, *d_variables = per_shard(
+        function, num_batch_dims, *operands, shared=shared, num_sums=len(variables)
+    )
+    return d_variables, None, d_encoder, d_predictor, None
+
+
+def _gradients(
+    options: _Options,
+    variables: Sequence[jax.Array],
+    constants: Sequence[jax.Array],
+    encoder: jax.Array,
+    predictor: jax.Array,
+    band: _Band,
+    denominators: jax.Array,
+    weights: Posteriors,
+    cotangents: jax.Array,
+) -> _Gradients:
+    """For operands with one batch dimension."""
+    options = replace(options, sizes=replace(options.sizes, batch=encoder.shape[:1]))
     ranges = band.ranges()
     wide_predictor = for_sums(predictor)
 
     def logits_of(
         ranges: jax.Array,
         active: jax.Array,
-        variables: list[jax.Array],
+        variables: Sequence[jax.Array],
         encoder: jax.Array,
         wide_predictor: jax.Array,
     ) -> jax.Array:
@@ -275,7 +325,7 @@ def _loss_bwd(options, residuals, cotangents):
     (d_variables, d_encoder, d_predictor), _ = lax.scan(
         one_tile, zeros, options.tile_begins(), reverse=True
     )
-    return d_variables, None, d_encoder, d_predictor.astype(predictor.dtype), None
+    return (d_encoder, d_predictor.astype(predictor.dtype)), d_variables
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)

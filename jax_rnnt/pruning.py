@@ -289,7 +289,8 @@ def _frame_bounds(starts: jax.Array, bounds: jax.Array, S: int) -> jax.Array:
     first, last = label_begin - starts, label_end - starts  # last: a cell without label arc
     visited = (frame_begin <= t) & (t < frame_end) & (first < S) & (last >= 0)
     cells = (jnp.clip(x, 0, S) for x in (first, last))
-    frame_bounds = jnp.stack([jnp.zeros_like(first), jnp.ones_like(first), *cells], axis=-1)
+    zero = first - first  # mapped, on explicit meshes sharded, as the cells
+    frame_bounds = jnp.stack([zero, zero + 1, *cells], axis=-1)
     return jnp.where(visited[..., None], frame_bounds, 0)
 
 

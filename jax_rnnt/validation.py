@@ -48,13 +48,18 @@ def as_array(name: str, value: Any) -> Array:
 
 def float_scores(name: str, value: Any) -> jax.Array:
     """Scores as a JAX array of one of the four supported dtypes."""
-    scores = as_array(name, value)
+    return jnp.asarray(scores_or_type(name, value))
+
+
+def scores_or_type(name: str, value: Any) -> Any:
+    """Scores of one of these dtypes, or a `jax.ShapeDtypeStruct` that stands for them."""
+    scores = value if isinstance(value, jax.ShapeDtypeStruct) else as_array(name, value)
     if not any(scores.dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
         raise TypeError(
             f"{name} has dtype {scores.dtype}; expected float32, float64, bfloat16 or float16. "
             f"Convert with {name}.astype(jnp.float32)."
         )
-    return jnp.asarray(scores)
+    return scores
 
 
 def sizes_of(name: str, shape: tuple[int, ...], num_core_dims: int) -> Sizes:

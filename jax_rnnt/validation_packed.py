@@ -6,15 +6,21 @@ from numbers import Integral
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from .bounds import Sizes, Utterances
+from .bounds import Sizes, Utterances, clip_to_int32
+from .packed_rows import layout_of
 from .types import Array
 from .validation import (
     as_array,
     float_scores,
     is_known,
+    raise_or_checkify,
     utterances_of,
+)
+from .validation import (
+    check_values as check_padded_values,
 )
 from .validation import (
     checked_utterances as checked_padded_utterances,
@@ -23,18 +29,9 @@ from .validation import (
 _MOST_ROWS = 2**31 - 2
 
 
-def packed_sizes(name: str, shape: tuple[int, ...], num_core_dims: int, labels: Any) -> Sizes:
-    """Sizes of packed scores `(N, V)`, with N for T, and B and U from the labels."""
-    letters = "(N, V)" if num_core_dims == 2 else "(N,)"
-    if len(shape) != num_core_dims:
-        raise ValueError(
-            f"{name} has shape {shape}; expected {letters}, {num_core_dims} "
-            f"dimension{'s' * (num_core_dims > 1)}: packed rows have no batch dimensions. "
-            "rnnt_loss takes padded ones; jax.vmap maps over several packed batches."
-        )
-    _check_number_of_rows(name, shape)
-    if num_core_dims == 2 and isinstance(shape[1], int) and shape[1] < 1:
-        raise ValueError(f"{name} has shape {shape}, without classes; expected {letters}, V >= 1.")
+def packed_sizes(shape: tuple[int, ...], labels: Any) -> Sizes:
+    """Sizes of packed logits `(N, V)`, with N for T, and B and U from the labels."""
+    _check_logits_shape(shape)
     if labels is None:
         raise TypeError("labels is None; expected integers of shape (B, U).")
     labels = as_array("labels", labels)
@@ -43,21 +40,38 @@ def packed_sizes(name: str, shape: tuple[int, ...], num_core_dims: int, labels: 
             f"labels has shape {labels.shape}; expected (B, U): labels are padded, not packed."
         )
     B, U = labels.shape
-    return Sizes((B,), shape[0], U, shape[1])
+    return Sizes((_known_batch("labels", B),), shape[0], U, shape[1])
 
 
-def packed_arc_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
+def packed_logit_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
+    """Sizes of packed logits without labels, with N for T, B from the lengths, max_labels for U."""
+    _check_logits_shape(shape)
+    batch = (_batch_of("logit_lengths", logit_lengths),)
+    return Sizes(batch, shape[0], _most_labels(max_labels), shape[1])
+
+
+def packed_arc_sizes(
+    shape: tuple[int, ...], max_labels: Any, logit_lengths: Any, name: str = "blank_log_probs"
+) -> Sizes:
     """Sizes of packed arcs `(N,)`, with N for T, B from the lengths, and max_labels for U."""
-    max_labels = _static_count(
-        "max_labels", max_labels, "the most labels that an utterance may have"
-    )
+    max_labels = _most_labels(max_labels)
     if len(shape) != 1:
         raise ValueError(
-            f"blank_log_probs has shape {shape}; expected (N,), 1 dimension. Of an array arcs "
-            "(N, 2) with both, pass arcs[:, 0] and arcs[:, 1]."
+            f"{name} has shape {shape}; expected (N,), 1 dimension. Of an array arcs (N, 2) with "
+            "both, pass arcs[:, 0] and arcs[:, 1]."
         )
-    _check_number_of_rows("blank_log_probs", shape)
+    _check_number_of_rows(name, shape)
     return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], max_labels)
+
+
+def packed_label_posteriors(posteriors: Any) -> jax.Array:
+    """The label plane of packed `Posteriors`."""
+    if not isinstance(posteriors, tuple | list) or len(posteriors) != 2:
+        raise TypeError(
+            f"posteriors is a {type(posteriors).__name__}; expected Posteriors(blank, label), as "
+            "rnnt_loss_packed_from_arcs returns with return_posteriors=True."
+        )
+    return float_scores("posteriors.label", posteriors[1])
 
 
 def joint_input_sizes(
@@ -95,20 +109,40 @@ def checked_utterances(
 
     There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
     """
+    utterances = _utterances_of(sizes, arguments)
+    utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
+    if check:
+        name, num_rows = ("N", sizes.T) if total is None else ("total", total)
+        _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
+    return utterances
+
+
+def check_values(sizes: Sizes, arguments: tuple[Any, ...], blank_id: int) -> None:
+    """As `validation.check_values`; also that there are rows for all utterances."""
+    utterances = _utterances_of(sizes, arguments)
+    check_padded_values(sizes, utterances, blank_id)
+    frames, labels = utterances.logit_lengths, utterances.label_lengths
+    assert frames is not None and labels is not None
+    if is_known(frames) and is_known(labels):
+        _check_total("N", sizes.T, frames, labels)
+        return
+    frames, labels = jnp.asarray(frames), jnp.asarray(labels)
+    fits = layout_of(clip_to_int32(frames), clip_to_int32(labels), sizes.T).fits
+    expected = (
+        f"at least logit_lengths * (label_lengths + 1) of the N = {sizes.T} rows left by the "
+        "utterances before it"
+    )
+    raise_or_checkify(fits, "logit_lengths", frames, expected)
+
+
+def _utterances_of(sizes: Sizes, arguments: tuple[Any, ...]) -> Utterances:
     labels, logit_lengths, label_lengths, where, *windows = arguments
     for name, lengths in (("logit_lengths", logit_lengths), ("label_lengths", label_lengths)):
         if lengths is None:
             raise TypeError(
                 f"{name} is None; expected integers of shape (B,): they say which rows are whose."
             )
-    utterances = utterances_of(
-        sizes, labels, logit_lengths, label_lengths, None, None, where, *windows
-    )
-    utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
-    if check:
-        name, num_rows = ("N", sizes.T) if total is None else ("total", total)
-        _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
-    return utterances
+    return utterances_of(sizes, labels, logit_lengths, label_lengths, None, None, where, *windows)
 
 
 def _check_total(name: str, num_rows: int, logit_lengths: Any, label_lengths: Any) -> None:
@@ -160,7 +194,16 @@ def _batch_of(name: str, lengths: Any) -> int:
     array = as_array(name, lengths)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,).")
-    return array.shape[0]
+    return _known_batch(name, array.shape[0])
+
+
+def _known_batch(name: str, batch: Any) -> int:
+    if not isinstance(batch, int):
+        raise NotImplementedError(
+            f"{name} has the symbolic number of utterances B = {batch}; with packed rows it must "
+            "be known. Export with a symbolic number of rows, N, and add utterances without frames."
+        )
+    return batch
 
 
 def _static_count(name: str, value: Any, meaning: str) -> int:
@@ -172,6 +215,21 @@ def _static_count(name: str, value: Any, meaning: str) -> int:
     if not 0 <= count <= _MOST_ROWS:
         raise ValueError(f"{name} is {count}; expected 0 <= {name} < 2**31 - 1: {meaning}.")
     return count
+
+
+def _most_labels(max_labels: Any) -> int:
+    return _static_count("max_labels", max_labels, "the most labels that an utterance may have")
+
+
+def _check_logits_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise ValueError(
+            f"logits has shape {shape}; expected (N, V), 2 dimensions: packed rows have no batch "
+            "dimensions. rnnt_loss takes padded ones; jax.vmap maps over several packed batches."
+        )
+    _check_number_of_rows("logits", shape)
+    if isinstance(shape[1], int) and shape[1] < 1:
+        raise ValueError(f"logits has shape {shape}, without classes; expected (N, V), V >= 1.")
 
 
 def _check_number_of_rows(name: str, shape: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .bounds import Sizes, Utterances, clip_to_int32
@@ -117,25 +118,43 @@ def check_positions(name: str, shape: tuple[int, ...], num_labels: int) -> None:
 
 def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: bool) -> Array:
     """`ranges`, ready to be traced; with `check`, an error for known bad ones."""
-    T, U, S = sizes.T, sizes.U, ranges.shape[-1]
     known = _known_windows(sizes, utterances)
     if check and known is not None and is_known(ranges):
-        t = np.arange(T).reshape([1] * len(sizes.batch) + [T])
-        unused = (t < known.logit_begins[..., None]) | (t >= known.logit_lengths[..., None])
-        unused = unused[..., None]
         values = np.asarray(jax.device_get(ranges))
-        wide = clip_to_int32(values).astype(np.int64)
-        start = wide[..., :1]
-        limit = U + 1 - S
-        expected = f"0 <= ranges[..., 0] <= U+1 - S = {limit}, so that no position is above U = {U}"
-        in_range = (start >= 0) & (start <= limit) | unused
-        raise_or_checkify(in_range, "ranges", values[..., :1], expected)
-        position = np.arange(S).reshape([1] * (wide.ndim - 1) + [S])
-        expected = (
-            f"S = {S} consecutive label positions in each frame, as get_rnnt_prune_ranges returns"
-        )
-        raise_or_checkify((wide == start + position) | unused, "ranges", values, expected)
+        _check_ranges(sizes, known.logit_begins, known.logit_lengths, values)
     return clip_to_int32(ranges) if isinstance(ranges, np.ndarray) else ranges
+
+
+def check_ranges(sizes: Sizes, utterances: Utterances, ranges: Array) -> None:
+    """Raises ValueError for bad known ranges; `checkify.check` for traced ones."""
+    if _known_windows(sizes, utterances) is not None and is_known(ranges):
+        checked_ranges(sizes, utterances, ranges, True)
+        return
+    begins, ends = (
+        jnp.full(sizes.batch, default, jnp.int32) if x is None else jnp.asarray(clip_to_int32(x))
+        for x, default in ((utterances.logit_begins, 0), (utterances.logit_lengths, sizes.T))
+    )
+    if utterances.where is not None:
+        ends = jnp.where(utterances.where, ends, 0)
+    _check_ranges(sizes, begins, ends, jnp.asarray(ranges))
+
+
+def _check_ranges(sizes: Sizes, begins: Any, ends: Any, ranges: Any) -> None:
+    """Of frames from `begins` to `ends`, all NumPy arrays or all JAX ones."""
+    T, U, S = sizes.T, sizes.U, ranges.shape[-1]
+    t = np.arange(T, dtype=np.int32).reshape([1] * len(sizes.batch) + [T])
+    unused = ((t < begins[..., None]) | (t >= ends[..., None]))[..., None]
+    narrow = clip_to_int32(ranges)
+    start = narrow[..., :1]
+    limit = U + 1 - S
+    expected = f"0 <= ranges[..., 0] <= U+1 - S = {limit}, so that no position is above U = {U}"
+    in_range = (start >= 0) & (start <= limit) | unused
+    raise_or_checkify(in_range, "ranges", ranges[..., :1], expected)
+    position = np.arange(S, dtype=np.int32).reshape([1] * (narrow.ndim - 1) + [S])
+    expected = (
+        f"S = {S} consecutive label positions in each frame, as get_rnnt_prune_ranges returns"
+    )
+    raise_or_checkify((narrow - start == position) | unused, "ranges", ranges, expected)
 
 
 def check_labels_fit(sizes: Sizes, utterances: Utterances, s_range: int) -> None:

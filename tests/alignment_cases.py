@@ -25,6 +25,20 @@ def lengths(ranges: Ranges) -> dict[str, Any]:
     return {name: value for name, value in ranges._asdict().items() if value is not None}
 
 
+def spoiled(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random arcs in the first half of the utterances, in the second those of few exact values,
+    with many equally good paths; some of all forbidden, some bad.
+    """
+    planes = -rng.exponential(size=(2, *shape))
+    ties = planes[:, shape[0] // 2 :]
+    ties[:] = -rng.integers(0, 3, ties.shape) / 4
+    planes[rng.random(planes.shape) < 0.05] = -np.inf
+    planes[rng.random(planes.shape) < 0.05] = -3e7
+    planes[rng.random(planes.shape) < 0.003] = np.nan
+    planes[rng.random(planes.shape) < 0.003] = 2e6
+    return planes
+
+
 @functools.cache
 def _compiled(implementation: str, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     options: Any = {"implementation": implementation, **dict(items)}

@@ -17,9 +17,17 @@ from oracles import Array, LogitsResult, Steps, Window
 
 
 def prune_starts(
-    blank: Array, label: Array, w: Window, s_range: int, topology: str = "regular"
+    blank: Array,
+    label: Array,
+    w: Window,
+    s_range: int,
+    topology: str = "regular",
+    by_arcs: bool = False,
 ) -> list[int]:
-    """First label position of each frame, for posteriors (T, U+1) of one utterance."""
+    """First label position of each frame, for posteriors (T, U+1) of one utterance.
+
+    `by_arcs` counts all arcs that leave the cells of a window, as k2 did before its paper.
+    """
     frames, width = blank.shape
     size = min(s_range, width)
     windows = width - size + 1
@@ -31,7 +39,11 @@ def prune_starts(
             continue
         best, best_score = lowest, None
         for s in range(lowest, windows):
-            score = sum(blank[t, s + i] for i in range(size)) - (label[t, s - 1] if s > 0 else 0)
+            score = sum(blank[t, s + i] for i in range(size))
+            if by_arcs:
+                score += sum(label[t, s + i] for i in range(size))
+            elif s > 0:
+                score -= label[t, s - 1]
             if best_score is None or score > best_score:
                 best, best_score = s, score
         starts.append(best)

@@ -33,6 +33,7 @@ from jax_rnnt.lattice import (
     best_path,
     lattice,
     lattice_score,
+    packed_best_path,
     packed_lattice,
     packed_lattice_score,
 )
@@ -115,7 +116,7 @@ def packed_cases() -> Iterator[Case]:
             planes = -rng.exponential(size=(2, counts.sum() - 1)).astype(dtype)
             for topology in TOPOLOGIES:
                 options = LatticeOptions(topology, final_blank=topology == "modified")
-                for op in (packed_lattice, packed_lattice_score):
+                for op in (packed_lattice, packed_lattice_score, packed_best_path):
                     what = f"{op.__name__} {np.dtype(dtype).name} U<={most_labels} {topology}"
                     yield what, partial(op, options, most_labels), (*planes, offsets, bounds)
 

@@ -21,6 +21,7 @@ from alignment_cases import (
     lengths,
     normalised_arcs,
     normalised_best_arcs,
+    spoiled,
     windows,
 )
 from cases import ArcsBatch, Options, Ranges, each_topology, random_arcs, random_batch
@@ -33,20 +34,6 @@ from jax_rnnt.lattice import banded_best_path
 from jax_rnnt.types import LatticeOptions
 
 NORMALIZATIONS = ["softmax", "none", "hat"]
-
-
-def spoiled(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random arcs in the first half of the utterances, in the second those of few exact values,
-    with many equally good paths; some of all forbidden, some bad.
-    """
-    planes = -rng.exponential(size=(2, *shape))
-    ties = planes[:, shape[0] // 2 :]
-    ties[:] = -rng.integers(0, 3, ties.shape) / 4
-    planes[rng.random(planes.shape) < 0.05] = -np.inf
-    planes[rng.random(planes.shape) < 0.05] = -3e7
-    planes[rng.random(planes.shape) < 0.003] = np.nan
-    planes[rng.random(planes.shape) < 0.003] = 2e6
-    return planes
 
 
 @pytest.mark.parametrize("options", **each_topology)
@@ -282,6 +269,33 @@ FUNCTIONS: dict[str, Any] = {
         logits[:, :, 0], batch.lm, **o
     ),
 }
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_label_windows(function: str) -> None:
+    """All paths that emit each label in its window; some utterances have none."""
+    rng = np.random.default_rng(10)
+    batch = random_factored(rng, 16, 5, 3, 4)
+    batch.lm[:, 0] = 0  # `am` is the first column of the logits
+    begins = rng.integers(-1, 4, (16, 3, 1))
+    label_windows = np.concatenate([begins, begins + rng.integers(0, 5, begins.shape)], axis=-1)
+    logits = batch.am[:, :, None] + batch.lm[:, None]
+    wanted = []
+    rows = zip(logits, batch.labels, windows(batch.ranges), label_windows, strict=True)
+    for x, labels, w, (first, end) in ((*row[:3], row[3].T) for row in rows):
+        if function == "rnnt_align_from_arcs":
+            blank, label = x[..., 0], x[..., 1].copy()
+        elif function.startswith("rnnt_best_labels"):
+            blank, label, _ = normalised_best_arcs(x, w, 0, "softmax")
+        else:
+            blank, label = normalised_arcs(x, labels, w, 0, "softmax")
+        t = np.arange(5)[:, None]
+        label[:, :3][(t < first) | (t >= end)] = -np.inf
+        wanted.append(by_enumeration(blank, label, w, 3))
+    options: Any = lengths(batch.ranges) | {"label_windows": label_windows}
+    found = FUNCTIONS[function](FactoredBatch(*batch[:3], Ranges()), logits, **options)
+    assert_best(jax.device_get(found), wanted)
+    assert 2 < np.isfinite(found.score).sum() < 14
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)

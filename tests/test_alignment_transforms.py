@@ -45,7 +45,13 @@ def everything(implementation: str, check: bool = True) -> Any:
     """
 
     def function(logits: Any, labels: Any, ranges: Any, ends: Ranges) -> Any:
-        options = {**lengths(ends), "implementation": implementation, "check": check}
+        windows = jnp.stack([labels % 2, labels % 2 + T - 1], axis=-1)
+        options = {
+            **lengths(ends),
+            "label_windows": windows,
+            "implementation": implementation,
+            "check": check,
+        }
         pruned = jax_rnnt.rnnt_align_pruned(logits, labels, ranges, **options)
         if implementation == "xla":
             return pruned

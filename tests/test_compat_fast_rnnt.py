@@ -13,7 +13,7 @@ import oracles_fast_rnnt
 import oracles_pruned
 import pytest
 
-from jax_rnnt.compat import fast_rnnt
+from jax_rnnt.compat import fast_rnnt, k2
 
 B, T, S, C = 4, 6, 3, 5
 TYPES = ["regular", "modified", "constrained"]
@@ -211,6 +211,16 @@ def test_pruning(rnnt_type: str) -> None:
             window = oracles.Window(0, BOUNDARY[i, 3], 0, BOUNDARY[i, 2])
             py, px = grads[1][i].T, np.pad(grads[0][i].T[:T], ((0, 0), (0, 1)))
             starts = oracles_pruned.prune_starts(py, px, window, s_range, rnnt_type)
+            assert ranges[i].tolist() == [[s + k for k in range(ranges.shape[2])] for s in starts]
+    if rnnt_type == "regular":  # the others have no px of the last frame
+        # As if this frame had three labels one after another: both functions keep other cells.
+        grads[0][0, :3, 2] += 0.9
+    for s_range in (2, 3, 9):
+        ranges = np.asarray(k2.get_rnnt_prune_ranges_deprecated(*grads, BOUNDARY, s_range))
+        for i in range(B):
+            window = oracles.Window(0, BOUNDARY[i, 3], 0, BOUNDARY[i, 2])
+            py, px = grads[1][i].T, np.pad(grads[0][i].T[:T], ((0, 0), (0, 1)))
+            starts = oracles_pruned.prune_starts(py, px, window, s_range, rnnt_type, by_arcs=True)
             assert ranges[i].tolist() == [[s + k for k in range(ranges.shape[2])] for s in starts]
     am, lm = fast_rnnt.do_rnnt_pruning(*this.scores, ranges)
     found = fast_rnnt.rnnt_loss_pruned(

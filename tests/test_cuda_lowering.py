@@ -112,6 +112,14 @@ def test_alignment(topology: Options, batch: Batch) -> None:
     text = lowered_for_cuda(align, batch)
     assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_best_path")
 
+    def align_packed(batch: Batch) -> Any:
+        logits = batch.logits.reshape(-1, V)
+        lengths = np.full(B, T), np.full(B, U)
+        return tuple(jax_rnnt.rnnt_align_packed(logits, batch.labels, *lengths, **topology))
+
+    targets = custom_calls(lowered_for_cuda(align_packed, batch))
+    assert sorted(targets) == ["jax_rnnt_arcs_fwd", "jax_rnnt_packed_best_path"]
+
 
 @needs_kernels
 def test_vmap_of_grad(batch: Batch) -> None:

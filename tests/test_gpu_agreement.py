@@ -36,6 +36,7 @@ from jax_rnnt.lattice import (
     best_path,
     lattice,
     lattice_score,
+    packed_best_path,
 )
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
@@ -201,6 +202,26 @@ def test_best_paths(places: tuple[jax.Device, jax.Device], topology: Options, dt
         operands = *(x[..., :width] for x in ties), starts, bounds
         cpu, gpu = (run_on(place, band, *operands) for place in places)
         jax.tree.map(np.testing.assert_array_equal, gpu, cpu)
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize("topology", **each_topology)
+def test_packed_best_paths(
+    places: tuple[jax.Device, jax.Device], topology: Options, dtype: Any
+) -> None:
+    """Scores without rounding, so that equally good paths are that everywhere."""
+    rng = np.random.default_rng(1)
+    for shape in ((5, 30, 12), (200, 90, 37), (2, 12000, 5), (2, 5, 12000)):
+        frames, labels = (rng.integers(1, n + 1, shape[0], np.int32) for n in shape[1:])
+        counts = frames * (labels + 1)
+        zeros = np.zeros_like(frames)
+        bounds = np.stack([zeros, frames, zeros, labels], axis=-1)
+        planes = (-rng.integers(0, 9, (2, counts.sum())) / 4).astype(dtype)
+        operands = *planes, np.cumsum(counts, dtype=np.int32) - counts, bounds
+        op = partial(packed_best_path, LatticeOptions(**topology), shape[2])
+        cpu, gpu = (run_on(place, op, *operands) for place in places)
+        jax.tree.map(np.testing.assert_array_equal, gpu, cpu)
+        assert topology["topology"] != "regular" or np.isfinite(cpu.score).all()
 
 
 def banded_operands(

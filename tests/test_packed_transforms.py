@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from packed_cases import PackedBatch, packed_function, random_packed, run_packed
+from test_transforms import custom_calls, export
 
 import jax_rnnt
 
@@ -114,10 +115,13 @@ def test_gradient_of_replicated_operand(implementation: str, devices: list[jax.D
     close(grad, scales.sum() * run_packed(one, "native")[1])
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_rows(devices: list[jax.Device], axis_type: AxisType) -> None:
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_sharded_rows(devices: list[jax.Device], axis_type: str) -> None:
     """Rows divided among devices: right, the gradient divided likewise, and only arcs travel."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,), devices=devices)
+    if not hasattr(jax.sharding, "AxisType"):
+        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
+    kind = getattr(jax.sharding.AxisType, axis_type)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,), devices=devices)
     one = BATCHES[0]
     logits = jax.device_put(one.logits, NamedSharding(mesh, P("data")))
     rest = jax.device_put(one[1:4], NamedSharding(mesh, P()))
@@ -138,6 +142,33 @@ def test_tpu_lowering() -> None:
     function = value_and_grad(packed_function())
     lowered = jax.jit(function).trace(*BATCHES[0][:4]).lower(lowering_platforms=("tpu",))
     assert "jax_rnnt" not in lowered.as_text().replace("jit_", "")
+
+
+@pytest.mark.parametrize(
+    ("implementation", "function"), [("native", "loss"), ("native", "align"), ("xla", "loss")]
+)
+def test_symbolic_export(implementation: str, function: str) -> None:
+    """For any number of rows; any number of utterances is an error that says so."""
+    from jax.export import deserialize, symbolic_shape
+
+    def align(*batch: Any) -> Any:
+        options: Any = {"implementation": implementation, "check": False}
+        return tuple(jax_rnnt.rnnt_align_packed(*batch, **options))
+
+    run = align
+    if function == "loss":
+        run = value_and_grad(packed_function(implementation, check=False))
+    targets = custom_calls(jax.jit(run).lower(*BATCHES[0][:4]).as_text())
+    assert bool(targets) == (implementation == "native")
+    rows, utterances = symbolic_shape("n, b")
+    spec = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in BATCHES[0][:4]]
+    spec[0] = jax.ShapeDtypeStruct((rows, V), np.float64)
+    again = deserialize(export(run, *spec, targets=targets).serialize())
+    batch = batch_of(9, N + 30)
+    close(again.call(*batch[:4]), jax.jit(run)(*batch[:4]))
+    spec[1] = jax.ShapeDtypeStruct((utterances, U), np.int32)
+    with pytest.raises(NotImplementedError, match=r"labels has the symbolic number .* B = b"):
+        export(run, *spec, targets=targets)
 
 
 def test_native_memory() -> None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Array
-from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 from pruned_cases import TOPOLOGIES, PrunedBatch, random_pruned
 
@@ -200,68 +199,6 @@ def test_padding_and_bad_utterances_have_no_effect() -> None:
     assert np.isnan(found[0][bad])
     np.testing.assert_allclose(found[0][kept], wanted[0][kept], rtol=1e-12)
     assert_close(found[1:], wanted[1:])
-
-
-def test_vmap_is_a_batch_dimension() -> None:
-    """Mapped over the utterances, parameters shared; also with mapped parameters."""
-    problem = random_problem(6)
-    lengths = tuple(map(jnp.asarray, problem.batch.lengths))
-    operands = (problem.encoder, problem.predictor, problem.batch.labels, problem.batch.ranges)
-
-    def one(params: Any, encoder: Any, predictor: Any, labels: Any, ranges: Any, t1, u1, t0, u0):
-        return jax_rnnt.rnnt_loss_pruned_joint(
-            joint, params, encoder, predictor, labels, ranges, t1, u1,
-            logit_begins=t0, label_begins=u0, frames_per_tile=3,
-        )  # fmt: skip
-
-    def mapped(*scores: Any) -> jax.Array:
-        return jax.vmap(one, in_axes=(None, *[0] * 8))(*scores, *operands[2:], *lengths)
-
-    found = pulled_back(jax.jit(mapped), problem, np.ones(B))
-    wanted = pulled_back(stored(problem.batch), problem, np.ones(B))
-    assert_close(found, wanted)
-
-    many = jax.tree.map(lambda x: jnp.stack([x, x]), problem.params)
-    twice = jax.jit(jax.vmap(tiled(problem.batch), in_axes=(0, None, None)))(many, *problem[1:3])
-    np.testing.assert_allclose(twice, np.stack([wanted[0]] * 2), rtol=1e-12)
-
-
-def test_shard_map(devices: list[jax.Device]) -> None:
-    """Utterances divided among devices, parameters replicated: their gradient is summed."""
-    parts = [random_problem(seed) for seed in range(2)]
-    batches = [part.batch for part in parts]
-    params = parts[0].params
-    rows = [
-        (p.encoder, p.predictor, p.batch.labels, p.batch.ranges, *p.batch.lengths) for p in parts
-    ]
-    operands = [np.concatenate(x) for x in zip(*rows, strict=True)]
-
-    def local(params: Any, encoder: Any, predictor: Any, labels: Any, ranges: Any, t1, u1, t0, u0):
-        return jax_rnnt.rnnt_loss_pruned_joint(
-            joint, params, encoder, predictor, labels, ranges, t1, u1,
-            logit_begins=t0, label_begins=u0, frames_per_tile=3,
-        )  # fmt: skip
-
-    mesh = Mesh(np.array(devices[:2]), ("data",))
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), *[PartitionSpec("data")] * 8),
-        out_specs=PartitionSpec("data"),
-    )
-    variables = {k: v for k, v in params.items() if k != "roll"}
-
-    def total(variables: Any, *operands: Any) -> jax.Array:
-        return sharded({**params, **variables}, *operands).sum()
-
-    def whole(variables: Any, *scores: Any) -> Any:
-        halves = ((batch, slice(i * B, (i + 1) * B)) for i, batch in enumerate(batches))
-        both = {**params, **variables}
-        return sum(stored(batch)(both, *(x[half] for x in scores)).sum() for batch, half in halves)
-
-    found = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(variables, *operands)
-    wanted = jax.grad(whole, argnums=(0, 1, 2))(variables, *map(jnp.asarray, operands[:2]))
-    assert_close(found, wanted)
 
 
 def test_bfloat16() -> None:

@@ -25,6 +25,7 @@ from oracles_alignment import by_recursion
 from packed_cases import random_packed
 from pruned_cases import TOPOLOGIES, random_pruned
 from test_packed import check_packed, check_skewed
+from test_packed_alignment import check_packed_paths
 from test_pruning import check_pruned
 from test_values import check_dtype
 
@@ -152,3 +153,4 @@ def test_best_paths(target: str, options: Options) -> None:
             planes = (x.astype(dtype) for x in batch[:2])
             found = align_arcs(ArcsBatch(*planes, batch.ranges), "native", **options)
             assert_best(found, wanted, tolerance)
+    check_packed_paths([40, 0, 7], [37, 3, 0], options)

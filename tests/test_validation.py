@@ -262,6 +262,55 @@ def test_check_can_be_switched_off() -> None:
         jax_rnnt.rnnt_loss(**arguments() | {"labels": np.ones((B, U + 1), int)}, check=False)
 
 
+PACKED: dict[str, Any] = {
+    "logits": np.zeros((9, 3), np.float32),
+    "labels": np.array([[1, 2], [1, 7]]),
+    "logit_lengths": np.array([2, 1]),
+    "label_lengths": np.array([2, 1]),
+}
+PRUNED: dict[str, Any] = {
+    "logits": np.zeros((2, 3, 2, 3), np.float32),
+    "labels": PACKED["labels"],
+    "ranges": np.array([[[0, 1], [0, 1], [1, 2]], [[0, 1], [7, 7], [7, 7]]]),
+    "logit_lengths": np.array([3, 1]),
+    "label_lengths": np.array([2, 1]),
+}
+OTHER_CHECKS: list[Any] = [
+    (jax_rnnt.check_inputs_packed, PACKED, "logit_lengths", (1,), 2, "N = 9|N is 9"),
+    (jax_rnnt.check_inputs_packed, PACKED, "labels", (1, 0), 3, "V = 3"),
+    (jax_rnnt.check_inputs_pruned, PRUNED, "ranges", (0, 1, 0), 2, "U = 2"),
+    (jax_rnnt.check_inputs_pruned, PRUNED, "ranges", (0, 2, 1), 1, "2 consecutive"),
+    (jax_rnnt.check_inputs_pruned, PRUNED, "label_lengths", (0,), 3, "U = 2"),
+]
+
+
+@pytest.mark.parametrize(("check", "good", "name", "index", "value", "words"), OTHER_CHECKS)
+def test_other_checks(
+    check: Any, good: dict[str, Any], name: str, index: Any, value: int, words: str
+) -> None:
+    """Of packed rows and bands: known, and in a jitted, checkified function; padding may be bad,
+    and so may what `where` leaves out. A shape and dtype will do for the logits.
+    """
+
+    def message(arrays: dict[str, Any]) -> str | None:
+        logits = arrays["logits"]
+        rest = {k: v for k, v in arrays.items() if k != "logits"}
+        shape = jax.ShapeDtypeStruct(logits.shape, logits.dtype)
+        checks = checkify.checkify(lambda rest: check(shape, **rest), errors=checkify.user_checks)
+        return jax.jit(checks)(rest)[0].get()
+
+    check(**good)
+    assert message(good) is None
+    bad = {**good, name: good[name].copy()}
+    bad[name][index] = value
+    with pytest.raises(ValueError, match=words):
+        check(**bad)
+    found = message(bad)
+    assert found is not None and name in found and re.search(words, found)
+    if check is jax_rnnt.check_inputs_pruned:
+        assert message({**bad, "where": np.arange(2) != index[0]}) is None
+
+
 def test_several_batch_dims() -> None:
     """The utterance of a value is named by all its indices."""
     base = {k: np.stack([v, v]) for k, v in arguments().items()}

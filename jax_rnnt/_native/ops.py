@@ -1,5 +1,5 @@
 """The native ops: `arcs_fwd`, `arcs_bwd`, and the lattices of planes, packed rows and bands, which
-are also there as `*_score`, without posteriors; `best_path`."""
+are also there as `*_score`, without posteriors; `best_path` and `packed_best_path`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from .. import banded, reference
 from .. import packed_lattice as packed_lattice_in_jax
 from ..best_path import best_path as reference_best_path
+from ..packed_best_path import packed_best_path as packed_best_path_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
@@ -83,16 +84,20 @@ def _packed_workspace(
     num_labels: int,
     with_posteriors: bool,
 ) -> list[CoreType]:
-    rows, utterances = blank.shape[0], offsets.shape[0]
-    if not (isinstance(rows, int) and isinstance(utterances, int)):
-        raise NotImplementedError(
-            f"the native lattice of packed rows needs their number and that of the utterances to "
-            f"be known when lowering, got N = {rows} and B = {utterances}."
-        )
     per_row, per_utterance = kernels.packed_workspace_elements(
         num_labels + 1, _TOPOLOGY_CODES[topology], with_posteriors, blank.dtype.itemsize
     )
-    return [((per_row * rows + per_utterance * utterances,), blank.dtype)]
+    return [((per_row * blank.shape[0] + per_utterance * offsets.shape[0],), blank.dtype)]
+
+
+def _packed_best_path_workspace(
+    kernels: ModuleType, blank: Any, offsets: Any, num_labels: int
+) -> list[CoreType]:
+    """Elements for each utterance, and a byte for each row."""
+    element_bytes = blank.dtype.itemsize
+    per_utterance = kernels.packed_best_path_elements(num_labels + 1, element_bytes)
+    of_rows = (blank.shape[0] + element_bytes - 1) // element_bytes
+    return [((per_utterance * offsets.shape[0] + of_rows,), blank.dtype)]
 
 
 def _banded_workspace(
@@ -212,6 +217,20 @@ _best_path_p = native_primitive(
     ],
 )
 
+_packed_best_path_p = native_primitive(
+    "jax_rnnt_packed_best_path",
+    core_ndim=1,
+    outputs=lambda blank, label, offsets, *_, num_labels, **params: [
+        (offsets.shape, blank.dtype),
+        ((*offsets.shape, num_labels), jnp.int32),
+    ],
+    fallback=packed_best_path_in_jax,
+    attributes=lambda num_labels, **params: _lattice_attributes(**params),
+    workspace=lambda kernels, blank, label, offsets, *_, num_labels, **params: (
+        _packed_best_path_workspace(kernels, blank, offsets, num_labels)
+    ),
+)
+
 
 def arcs_fwd(
     logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
@@ -276,3 +295,11 @@ def best_path(
 ) -> tuple[jax.Array, jax.Array]:
     """`best_path.best_path` by the native kernel."""
     return tuple(_best_path_p.bind(*align_varying_axes(blank, label, starts, bounds), **params))
+
+
+def packed_best_path(
+    blank: jax.Array, label: jax.Array, offsets: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`packed_best_path.packed_best_path` by the native kernel."""
+    operands = align_varying_axes(blank, label, offsets, bounds)
+    return tuple(_packed_best_path_p.bind(*operands, **params))

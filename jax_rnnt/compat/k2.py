@@ -1,7 +1,48 @@
 """k2's transducer losses, which are those of `fast_rnnt` with more options.
 
-What differs on purpose is listed there. `get_rnnt_prune_ranges_deprecated` is left out.
+What differs on purpose is listed there.
 """
 
+import jax
+import jax.numpy as jnp
+
+import jax_rnnt
+
+from .. import validation
+from ..types import Array, Posteriors
+from . import fast_rnnt
+from ._px_py import columns, planes_of_gradients
 from .fast_rnnt import *  # noqa: F403
-from .fast_rnnt import __all__ as __all__
+
+__all__ = [*fast_rnnt.__all__, "get_rnnt_prune_ranges_deprecated"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def get_rnnt_prune_ranges_deprecated(
+    px_grad: Array, py_grad: Array, boundary: Array, s_range: int
+) -> jax.Array:
+    """The older `get_rnnt_prune_ranges`, which keeps fewer of the probable alignments.
+
+    A frame keeps the positions whose arcs, of labels and of blank, alignments take most often. An
+    alignment that emits several labels in the frame counts as often; `get_rnnt_prune_ranges` counts
+    each alignment once (arXiv 2206.13236).
+
+    Args:
+      px_grad, py_grad, boundary: as in `get_rnnt_prune_ranges`.
+      s_range: how many positions a frame keeps; at most S + 1 of them. Never made larger.
+
+    Returns:
+      `(B, T, s_range)` int32.
+    """
+    px, py = (
+        validation.float_scores("px_grad", px_grad),
+        validation.float_scores("py_grad", py_grad),
+    )
+    (blank, label), regular = planes_of_gradients(px, py)
+    ends = columns(boundary, px.shape[0])
+    return jax_rnnt.get_rnnt_prune_ranges(
+        Posteriors(blank + label, jnp.zeros_like(label)),
+        ends.t_end,
+        ends.s_end,
+        s_range=s_range,
+        topology="regular" if regular else "modified",
+    )
