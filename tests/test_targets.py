@@ -99,6 +99,19 @@ def test_short_rows(target: str, shape: tuple[int, int], normalization: str) -> 
         np.testing.assert_allclose(grad, wanted.grad, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: jnp.dtype(d).name)
+def test_large_gradients(target: str, dtype: Any) -> None:
+    """Gradients of more than 16 MB leave in whole cache lines: rows that begin anywhere in one and
+    are shorter or longer than what is collected, frames and whole utterances of zeros between them.
+    """
+    rng = np.random.default_rng(5)
+    for frames, labels, classes in ((120, 4, 3001), (60, 510, 67)):
+        frames *= 4 // jnp.dtype(dtype).itemsize
+        batch = random_batch(rng, 3, frames, labels, classes, scale=2.0, dtype=dtype)
+        assert batch.logits.nbytes > 1 << 24
+        check_dtype(batch, "native", dtype, {"clamp": 0.3})
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize(
     "options",
