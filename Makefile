@@ -52,7 +52,7 @@ demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/rnnt_loss.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/suite.py $(BENCH_ARGS)
 
 # Into site/. It reads the sources and needs no build of them.
 docs:

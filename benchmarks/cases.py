@@ -1,0 +1,148 @@
+"""What `suite.py` measures: every public loss and the kernels alone, at the field's shapes.
+
+A to F are the shapes of warp-rnnt's, awni's and k2's benchmarks. LibriSpeech is a batch of 30 of
+its utterances, in no order, with a joint network of width 512.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax.numpy as jnp
+import workloads
+from problems import Problem
+from workloads import Make, Workload, of_loss
+
+from jax_rnnt.types import Implementation
+
+BOTH = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss, or kernel, at one shape.
+
+    Attributes:
+      op, shape: its name.
+      make: see `workloads`.
+      xla: whether to compare with pure JAX.
+      peers: whether other systems have this loss.
+      quick: whether a quick run measures it, too.
+      allocators: `"fresh"`, glibc's own, where large results are mapped anew, and `"reused"`, where
+        freed memory stays in the process.
+    """
+
+    op: str
+    shape: str
+    problem: Problem
+    make: Make
+    dtypes: tuple[str, ...] = ("float32",)
+    xla: bool = True
+    peers: bool = False
+    quick: bool = False
+    allocators: tuple[str, ...] = ("fresh", "reused")
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} {self.shape}"
+
+    def tiny(self) -> Case:
+        """The same with a problem that takes no time."""
+        most = {"B": 2, "T": 6, "U": 3, "V": 11, "D": 8}
+        sizes = {name: min(n, most[name]) for name, n in self.problem.sizes.items()}
+        return replace(self, problem=replace(self.problem, **sizes))
+
+    def workload(self, dtype: str) -> Workload:
+        implementations: tuple[Implementation, ...] = ("native", "xla") if self.xla else ("native",)
+        return self.make(self.problem, jnp.dtype(dtype), implementations)
+
+
+FULL = partial(of_loss, loss=workloads.full, reads_twice=True)
+
+LOGITS = {
+    "A": Problem("logits", 16, 150, 40, 28),
+    "B1": Problem("logits", 1, 150, 20, 5000),
+    "B4": Problem("logits", 4, 150, 20, 5000),
+    "C": Problem("logits", 1, 1500, 300, 50),
+    "single": Problem("logits", 1, 150, 40, 28),
+}
+D = {f"D{V}": Problem("additive", 8, 2000, 100, V) for V in (100, 1000)}
+E = Problem("pruned", 4, 500, 100, 500, 512)
+F = Problem("arcs", 16, 1000, 100)
+LIBRISPEECH = Problem("librispeech", 30, 437, 101, 500, 512)
+
+# For the kernels alone; the logits are 50 to 250 MB, more than a cache holds.
+ARCS = {
+    "V=28": Problem("logits", 64, 150, 40, 28),
+    "V=50": Problem("logits", 2, 1500, 300, 50),
+    "V=500": Problem("logits", 8, 150, 40, 500),
+    "V=5000": LOGITS["B4"],
+}
+
+SCALING_BASE = Problem("logits", 4, 200, 40, 128)
+FACTORS = (1, 2, 5, 10)
+
+
+def scaling_problems() -> dict[str, list[Problem]]:
+    """By axis: a decade of its size."""
+    return {
+        axis: [replace(SCALING_BASE, **{axis: n * SCALING_BASE.sizes[axis]}) for n in FACTORS]
+        for axis in "BTUV"
+    }
+
+
+def all_cases() -> list[Case]:
+    """In the order in which they are measured."""
+    quick = ("A", "B1", "single")
+    cases = [
+        Case("rnnt_loss", name, problem, FULL, BOTH, peers=True, quick=name in quick)
+        for name, problem in LOGITS.items()
+    ]
+    for name, problem in D.items():
+        make = partial(of_loss, loss=workloads.simple)
+        cases.append(
+            Case("rnnt_loss_simple", name, problem, make, BOTH, peers=True, quick=name == "D100")
+        )
+    make = partial(of_loss, loss=workloads.smoothed)
+    cases.append(Case("rnnt_loss_smoothed", "D100", D["D100"], make))
+    for op, loss in (
+        ("rnnt_loss_pruned", workloads.pruned),
+        ("rnnt_loss_pruned_joint", workloads.pruned_joint),
+    ):
+        make = partial(workloads.with_matrix_products, loss=loss)
+        peers = op == "rnnt_loss_pruned"
+        cases.append(Case(op, "E", E, make, BOTH, peers=peers, quick=peers))
+    for op, loss in (
+        ("rnnt_loss_from_arcs", workloads.from_arcs),
+        ("rnnt_loss_from_arc_terms", workloads.from_arc_terms),
+        ("rnnt_loss_packed_from_arcs", workloads.packed_from_arcs),
+    ):
+        peers = op == "rnnt_loss_from_arcs"
+        make = partial(of_loss, loss=loss)
+        cases.append(Case(op, "F", F, make, xla=peers, peers=peers))
+    for op, name in (
+        ("rnnt_loss_packed", "packed"),
+        ("rnnt_loss_joint", "joint"),
+        ("rnnt_loss_pruned", "pruned"),
+    ):
+        make = partial(workloads.librispeech, name=name)
+        cases.append(Case(op, "LibriSpeech", LIBRISPEECH, make, xla=False, allocators=("reused",)))
+    cases += [
+        Case("arcs", name, problem, workloads.arcs, BOTH, quick=name in ("V=28", "V=500"))
+        for name, problem in ARCS.items()
+    ]
+    cases.append(Case("lattice", "F", F, workloads.lattice_alone, quick=True))
+    tiny = Problem("logits", 1, 2, 1, 4)
+    cases.append(Case("overhead", "tiny", tiny, workloads.overhead, xla=False, quick=True))
+    distinct = dict.fromkeys(p for problems in scaling_problems().values() for p in problems)
+    cases += [
+        Case("scaling", str(tuple(p.sizes.values())), p, FULL, xla=False, allocators=("reused",))
+        for p in distinct
+    ]
+    return cases
+
+
+def case_named(name: str) -> Case:
+    (case,) = (case for case in all_cases() if case.name == name)
+    return case
