@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import workloads
@@ -29,6 +30,7 @@ class Case:
       xla: whether to compare with pure JAX.
       peers: whether other systems have this loss.
       quick: whether a quick run measures it, too.
+      steps: those of the workload that are measured.
       allocators: `"fresh"`, glibc's own, where large results are mapped anew, and `"reused"`, where
         freed memory stays in the process.
     """
@@ -41,6 +43,7 @@ class Case:
     xla: bool = True
     peers: bool = False
     quick: bool = False
+    steps: tuple[str, ...] = ("forward", "both", "backward")
     allocators: tuple[str, ...] = ("fresh", "reused")
 
     @property
@@ -55,7 +58,10 @@ class Case:
 
     def workload(self, dtype: str) -> Workload:
         implementations: tuple[Implementation, ...] = ("native", "xla") if self.xla else ("native",)
-        return self.make(self.problem, jnp.dtype(dtype), implementations)
+        made = self.make(self.problem, jnp.dtype(dtype), implementations)
+        return replace(
+            made, calls={step: made.calls[step] for step in made.calls if step in self.steps}
+        )
 
 
 FULL = partial(of_loss, loss=workloads.full, reads_twice=True)
@@ -95,6 +101,7 @@ def scaling_problems() -> dict[str, list[Problem]]:
 def all_cases() -> list[Case]:
     """In the order in which they are measured."""
     quick = ("A", "B1", "single")
+    only: dict[str, Any] = {"xla": False, "steps": ("both",), "allocators": ("reused",)}
     cases = [
         Case("rnnt_loss", name, problem, FULL, BOTH, peers=True, quick=name in quick)
         for name, problem in LOGITS.items()
@@ -136,10 +143,7 @@ def all_cases() -> list[Case]:
     tiny = Problem("logits", 1, 2, 1, 4)
     cases.append(Case("overhead", "tiny", tiny, workloads.overhead, xla=False, quick=True))
     distinct = dict.fromkeys(p for problems in scaling_problems().values() for p in problems)
-    cases += [
-        Case("scaling", str(tuple(p.sizes.values())), p, FULL, xla=False, allocators=("reused",))
-        for p in distinct
-    ]
+    cases += [Case("scaling", str(tuple(p.sizes.values())), p, FULL, **only) for p in distinct]
     return cases
 
 

@@ -160,6 +160,7 @@ class Server:
                 keep_freed_memory()
                 return None
             case ("memory", step, name):
+                self.call(name, step, self.tensors(name, step))  # once, see there
                 tensors = self.tensors(name, step)
                 return peak_memory(lambda: self.call(name, step, tensors))
             case (step, name):

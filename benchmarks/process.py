@@ -56,13 +56,12 @@ def _status(field: str) -> int | None:
 def peak_memory(call: Callable[[], Any]) -> dict[str, int] | None:
     """Bytes resident at most while a call runs, and how many of them were not there before.
 
-    Linux only. The call runs once before: what it allocates once and for all is not its own. With
-    freed memory kept (see above) there is nothing to see.
+    Linux only. The call should have run before: what it allocates once and for all is not its own.
+    With freed memory kept (see above) there is nothing to see.
     """
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
-    call()
     _glibc("malloc_trim")(0)
     clear.write_text("5")  # the peak counts from here
     before = _status("VmRSS")

@@ -297,7 +297,7 @@ def main() -> None:
         return
     for page in PAGES:
         page.write_text(filled(page.read_text(), tables))
-    from plots import draw_peers, draw_scaling
+    from plots import draw_peers, draw_scaling  # which take Matplotlib
 
     draw_scaling(results, IMAGES / "benchmark-scaling.png")
     draw_peers(results, IMAGES / "benchmark-peers.png", NAMES)

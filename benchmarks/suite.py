@@ -25,7 +25,6 @@ from typing import Any
 
 from cases import Case, all_cases
 from common import machine, write_report
-from results import FLOOR
 
 RUN_CASE = Path(__file__).with_name("run_case.py")
 
@@ -82,15 +81,16 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     name = f"{found['op']} {found['shape']}"
     yield f"{name}, {found['dtype']}, {found['threads']} threads {found.get('error', '')}"
     for step, measured in found["steps"].items():
-        times = {}
-        for call, values in measured["calls"].items():
-            *_, milliseconds = values["milliseconds"].values()
-            times[call.removeprefix(FLOOR) if call.startswith(FLOOR) else call] = milliseconds
-        yield f"  {step:9}" + "".join(f"{c} {t['median']:.3f}  " for c, t in times.items())
-    skipped = {name: peer["skipped"] for name, peer in found.get("peers", {}).items()
-               if "skipped" in peer}  # fmt: skip
-    for peer, why in skipped.items():
-        yield f"  without {peer}: {why}"
+        times = {
+            call: list(values["milliseconds"].values())[-1]["median"]
+            for call, values in measured["calls"].items()
+        }
+        yield f"  {step:9}" + "  ".join(f"{call} {ms:.3f}" for call, ms in times.items())
+    for name, peer in found.get("peers", {}).items():
+        if "skipped" in peer:
+            yield f"  without {name}: {peer['skipped']}"
+        elif not peer["relative_difference"] < 1e-4:
+            yield f"  {name} HAS ANOTHER LOSS: {peer}"
 
 
 def main() -> None:
@@ -99,13 +99,14 @@ def main() -> None:
         print("\n".join(case.name for case in all_cases()))
         return
     if args.seconds is None:
-        args.seconds = 0.2 if args.quick else 1.5
+        args.seconds = 0.2 if args.quick else 1.2
     threads = [n for n in args.threads if n <= len(os.sched_getaffinity(0))]
     if threads != args.threads:
         print(f"this process has too few cores for {set(args.threads) - set(threads)} threads")
         args.threads = threads
     start = time.monotonic()
-    command = shlex.join(["python", "benchmarks/suite.py", *sys.argv[1:]])
+    words = ["PYTHON" if word == args.peer_python else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/suite.py", *words])
     report: dict[str, Any] = {"command": command, "machine": machine(), "cases": []}
     for case, dtype, count in chosen(args):
         found = run(case, dtype, count, args)

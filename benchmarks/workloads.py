@@ -211,13 +211,12 @@ LIBRISPEECH = {
 def librispeech(
     problem: Problem, dtype: Any, implementations: tuple[Implementation, ...], *, name: str
 ) -> Workload:
-    """A loss of utterances with lengths of their own, both alone."""
+    """A loss of utterances with lengths of their own."""
     del dtype, implementations
     utterances = [(min(t, problem.T), min(u, problem.U)) for t, u in UTTERANCES[: problem.B]]
     made = make_problem(utterances, problem.D, problem.V)
     loss = partial(LIBRISPEECH[name], constants=made.constants)
-    calls = _gradient_workload({"native": loss}, made.params).calls
-    return Workload({"both": calls["both"]})
+    return Workload(_gradient_workload({"native": loss}, made.params).calls)
 
 
 # ------------------------------------------------------------------------------------ kernels alone

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import report  # noqa: E402
 from cases import Case, all_cases, case_named, scaling_problems  # noqa: E402
 from floor import Floor, streams  # noqa: E402
-from measure import interleaved_for  # noqa: E402
+from measure import interleaved_for, settle  # noqa: E402
 from peers import Peers  # noqa: E402
 from problems import Problem  # noqa: E402
 from results import Results  # noqa: E402
@@ -50,10 +51,12 @@ def test_suite(tmp_path: Path) -> None:
     logits = 4 * 2 * 6 * 4 * 11
     assert case["steps"]["forward"]["bytes"] == {"read": logits, "written": 0}
     assert case["steps"]["both"]["bytes"] == {"read": 2 * logits, "written": logits}
-    for step in case["steps"].values():
+    for name, step in case["steps"].items():
         assert {"native", "xla", "floor: numpy"} <= set(step["calls"])
         for call in step["calls"].values():
-            assert set(call["milliseconds"]) == {"fresh", "reused"}
+            assert set(call["milliseconds"]) == {"fresh", "reused"}.difference(
+                ["fresh"] if name == "forward" else []
+            )
             assert all(0 < t["min"] <= t["median"] for t in call["milliseconds"].values())
         native = step["calls"]["native"]
         assert native["trace_seconds"] > 0 and native["compile_seconds"] > 0
@@ -105,7 +108,7 @@ def test_scaling() -> None:
 
 def test_time_is_divided() -> None:
     """Fast calls get more rounds than slow ones, and these at least three."""
-    slow, fast = ({"calls": 0, "seconds": s} for s in (0.02, 1e-5))
+    slow, fast = ({"calls": 0, "seconds": s} for s in (0.02, 1e-4))
 
     def timer(which: dict[str, Any]) -> tuple[float, float]:
         which["calls"] += 1
@@ -116,7 +119,20 @@ def test_time_is_divided() -> None:
     found = interleaved_for(timers, 0.01)
     assert found["slow"] == {"median": 20.0, "min": 20.0, "page_faults": 7.0, "rounds": 3}
     assert 3 < found["fast"]["rounds"] <= 50
-    assert slow["calls"] == 5
+    assert slow["calls"] == 4
+
+
+def test_settling() -> None:
+    """Calls until there are few page faults, if that ever is so."""
+    faults = {"less and less": [900.0, 30.0, 2.0, 0.0], "always": [500.0] * 20}
+    made = dict.fromkeys(faults, 0)
+
+    def timer(name: str) -> tuple[float, float]:
+        made[name] += 1
+        return 1e-3, faults[name][made[name] - 1]
+
+    settle({name: partial(timer, name) for name in faults}, rounds=5)
+    assert made == {"less and less": 3, "always": 5}
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
