@@ -13,7 +13,15 @@ from typing import Any
 import jax.numpy as jnp
 import workloads
 from problems import Problem
-from workloads import Make, Workload, of_loss
+from workloads import (
+    LIBRISPEECH_LOSSES,
+    Loss,
+    Make,
+    Workload,
+    librispeech,
+    of_loss,
+    with_matrix_products,
+)
 
 from jax_rnnt.types import Implementation
 
@@ -77,6 +85,7 @@ D = {f"D{V}": Problem("additive", 8, 2000, 100, V) for V in (100, 1000)}
 E = Problem("pruned", 4, 500, 100, 500, 512)
 F = Problem("arcs", 16, 1000, 100)
 LIBRISPEECH = Problem("librispeech", 30, 437, 101, 500, 512)
+TINY = Problem("logits", 1, 2, 1, 4)
 
 # For the kernels alone; the logits are 50 to 250 MB, more than a cache holds.
 ARCS = {
@@ -98,53 +107,74 @@ def scaling_problems() -> dict[str, list[Problem]]:
     }
 
 
-def all_cases() -> list[Case]:
-    """In the order in which they are measured."""
-    quick = ("A", "B1", "single")
-    only: dict[str, Any] = {"xla": False, "steps": ("both",), "allocators": ("reused",)}
-    cases = [
-        Case("rnnt_loss", name, problem, FULL, BOTH, peers=True, quick=name in quick)
+ONLY_OURS: dict[str, Any] = {"xla": False, "steps": ("both",), "allocators": ("reused",)}
+
+
+def _losses() -> list[Case]:
+    def case(op: str, shape: str, problem: Problem, loss: Loss, **more: Any) -> Case:
+        make = partial(of_loss, loss=loss)
+        return Case(op, shape, problem, make, **more)
+
+    def with_products(op: str, loss: Loss, **more: Any) -> Case:
+        return Case(op, "E", E, partial(with_matrix_products, loss=loss), BOTH, **more)
+
+    full = [
+        Case(
+            "rnnt_loss", name, problem, FULL, BOTH, peers=True, quick=name in ("A", "B1", "single")
+        )
         for name, problem in LOGITS.items()
     ]
-    for name, problem in D.items():
-        make = partial(of_loss, loss=workloads.simple)
-        cases.append(
-            Case("rnnt_loss_simple", name, problem, make, BOTH, peers=True, quick=name == "D100")
+    simple = [
+        case(
+            "rnnt_loss_simple",
+            name,
+            problem,
+            workloads.simple,
+            dtypes=BOTH,
+            peers=True,
+            quick=name == "D100",
         )
-    make = partial(of_loss, loss=workloads.smoothed)
-    cases.append(Case("rnnt_loss_smoothed", "D100", D["D100"], make))
-    for op, loss in (
-        ("rnnt_loss_pruned", workloads.pruned),
-        ("rnnt_loss_pruned_joint", workloads.pruned_joint),
-    ):
-        make = partial(workloads.with_matrix_products, loss=loss)
-        peers = op == "rnnt_loss_pruned"
-        cases.append(Case(op, "E", E, make, BOTH, peers=peers, quick=peers))
-    for op, loss in (
-        ("rnnt_loss_from_arcs", workloads.from_arcs),
-        ("rnnt_loss_from_arc_terms", workloads.from_arc_terms),
-        ("rnnt_loss_packed_from_arcs", workloads.packed_from_arcs),
-    ):
-        peers = op == "rnnt_loss_from_arcs"
-        make = partial(of_loss, loss=loss)
-        cases.append(Case(op, "F", F, make, xla=peers, peers=peers))
-    for op, name in (
-        ("rnnt_loss_packed", "packed"),
-        ("rnnt_loss_joint", "joint"),
-        ("rnnt_loss_pruned", "pruned"),
-    ):
-        make = partial(workloads.librispeech, name=name)
-        cases.append(Case(op, "LibriSpeech", LIBRISPEECH, make, xla=False, allocators=("reused",)))
-    cases += [
+        for name, problem in D.items()
+    ]
+    return [
+        *full,
+        *simple,
+        case("rnnt_loss_smoothed", "D100", D["D100"], workloads.smoothed),
+        with_products("rnnt_loss_pruned", workloads.pruned, peers=True, quick=True),
+        with_products("rnnt_loss_pruned_joint", workloads.pruned_joint),
+        case("rnnt_loss_from_arcs", "F", F, workloads.from_arcs, peers=True),
+        case("rnnt_loss_from_arc_terms", "F", F, workloads.from_arc_terms, xla=False),
+        case("rnnt_loss_packed_from_arcs", "F", F, workloads.packed_from_arcs, xla=False),
+    ]
+
+
+def _librispeech() -> list[Case]:
+    return [
+        Case(op, "LibriSpeech", LIBRISPEECH, partial(librispeech, op=op), **ONLY_OURS)
+        for op in LIBRISPEECH_LOSSES
+    ]
+
+
+def _kernels() -> list[Case]:
+    arcs = [
         Case("arcs", name, problem, workloads.arcs, BOTH, quick=name in ("V=28", "V=500"))
         for name, problem in ARCS.items()
     ]
-    cases.append(Case("lattice", "F", F, workloads.lattice_alone, quick=True))
-    tiny = Problem("logits", 1, 2, 1, 4)
-    cases.append(Case("overhead", "tiny", tiny, workloads.overhead, xla=False, quick=True))
+    return [
+        *arcs,
+        Case("lattice", "F", F, workloads.lattice_alone, quick=True),
+        Case("overhead", "tiny", TINY, workloads.overhead, xla=False, quick=True),
+    ]
+
+
+def _scaling() -> list[Case]:
     distinct = dict.fromkeys(p for problems in scaling_problems().values() for p in problems)
-    cases += [Case("scaling", str(tuple(p.sizes.values())), p, FULL, **only) for p in distinct]
-    return cases
+    return [Case("scaling", str(tuple(p.sizes.values())), p, FULL, **ONLY_OURS) for p in distinct]
+
+
+def all_cases() -> list[Case]:
+    """In the order in which they are measured."""
+    return [*_losses(), *_librispeech(), *_kernels(), *_scaling()]
 
 
 def case_named(name: str) -> Case:

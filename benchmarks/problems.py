@@ -16,7 +16,8 @@ class Problem:
 
     Attributes:
       kind: `"logits"`, from which a full loss starts; `"additive"`, an additive joiner's `am` and
-        `lm`; `"pruned"`, these and encoder and predictor output of a joint network; `"arcs"`.
+        `lm`; `"pruned"`, these and encoder and predictor output of a joint network; `"arcs"`;
+        `"librispeech"`, whose operands are those of `pruned.py`.
     """
 
     kind: str

@@ -201,21 +201,21 @@ def librispeech_packed(params: Operands, constants: Operands) -> jax.Array:
     return jax_rnnt.rnnt_loss_packed(logits, constants["labels"], *lengths, reduction="sum")
 
 
-LIBRISPEECH = {
-    "packed": librispeech_packed,
-    "joint": librispeech_joint,
-    "pruned": partial(librispeech_pruned, s_range=S_RANGE),
+LIBRISPEECH_LOSSES = {
+    "rnnt_loss_packed": librispeech_packed,
+    "rnnt_loss_joint": librispeech_joint,
+    "rnnt_loss_pruned": partial(librispeech_pruned, s_range=S_RANGE),
 }
 
 
 def librispeech(
-    problem: Problem, dtype: Any, implementations: tuple[Implementation, ...], *, name: str
+    problem: Problem, dtype: Any, implementations: tuple[Implementation, ...], *, op: str
 ) -> Workload:
     """A loss of utterances with lengths of their own."""
     del dtype, implementations
     utterances = [(min(t, problem.T), min(u, problem.U)) for t, u in UTTERANCES[: problem.B]]
     made = make_problem(utterances, problem.D, problem.V)
-    loss = partial(LIBRISPEECH[name], constants=made.constants)
+    loss = partial(LIBRISPEECH_LOSSES[op], constants=made.constants)
     return Workload(_gradient_workload({"native": loss}, made.params).calls)
 
 

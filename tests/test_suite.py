@@ -232,7 +232,8 @@ def test_pages() -> None:
     """Text between marks is replaced, all of it and no other; every mark has its table."""
     page = "a\n<!-- benchmark losses -->\nold\n\nold\n<!-- end -->\nb <!-- end -->\n"
     filled = report.filled(page, {"losses": "new"})
-    assert filled == "a\n<!-- benchmark losses -->\nnew\n<!-- end -->\nb <!-- end -->\n"
+    assert filled == "a\n<!-- benchmark losses -->\n\nnew\n\n<!-- end -->\nb <!-- end -->\n"
+    assert report.filled(filled, {"losses": "new"}) == filled
     marks = [
         name for page in report.PAGES for _, name, _ in report.MARKED.findall(page.read_text())
     ]
