@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -66,6 +67,8 @@ def machine() -> dict[str, Any]:
         "kernels": _cpu.active_target(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "numpy": importlib.metadata.version("numpy"),
         "jax_rnnt": jax_rnnt.__version__,
         "load_average": os.getloadavg()[0],
     }

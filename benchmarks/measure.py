@@ -49,7 +49,7 @@ class Compiled:
         }
         expected = wall_seconds(self.call)
         self.found |= {"memory": peak_memory(self.call), "milliseconds": {}}
-        if expected < SHORTEST_SECONDS:
+        if expected < LONG_SECONDS:
             expected = wall_seconds(self.call)
         self.repeats = min(1000, math.ceil(SHORTEST_SECONDS / max(expected, 1e-6)))
 
