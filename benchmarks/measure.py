@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from cases import Case
 from common import wall_seconds
 from floor import Floor
 from peers import Peers
 from process import keep_freed_memory, page_faults, peak_memory
 from results import FLOOR
+from suite_cases import Case
 from workloads import Call
 
 Timer = Callable[[], tuple[float, float]]

@@ -12,9 +12,9 @@ from process import use_cores
 def main() -> None:
     request = json.loads(sys.argv[1])
     use_cores(request["threads"])  # before JAX starts, whose pools are as large
-    from cases import case_named
     from common import machine, write_report
     from measure import measure
+    from suite_cases import case_named
 
     case = case_named(request["case"])
     if request["tiny"]:

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cases import Case, all_cases
 from common import machine, write_report
+from suite_cases import Case, all_cases
 
 RUN_CASE = Path(__file__).with_name("run_case.py")
 

@@ -21,12 +21,12 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import report  # noqa: E402
-from cases import Case, all_cases, case_named, scaling_problems  # noqa: E402
 from floor import Floor, streams  # noqa: E402
 from measure import interleaved_for, settle  # noqa: E402
 from peers import Peers  # noqa: E402
 from problems import Problem  # noqa: E402
 from results import Results  # noqa: E402
+from suite_cases import Case, all_cases, case_named, scaling_problems  # noqa: E402
 
 pytestmark = pytest.mark.cpu_only("about programs that are run by themselves")
 
