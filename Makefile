@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 COMMA := ,
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/* cpp/* cuda/*)
-CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu) \
+CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu benchmarks/*.cc) \
                $(shell find tests/cuda_emulation -name "*.h" -o -name "*.cc" -o -name "*.cu")
 # The compile checks of the CUDA kernels take the compiler from PyPI where there is no other.
 CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),,$(COMMA)nvcc)
@@ -52,7 +52,7 @@ demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/rnnt_loss.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/suite.py $(BENCH_ARGS)
 
 # Into site/. It reads the sources and needs no build of them.
 docs:

@@ -1,8 +1,10 @@
-"""What all benchmarks share: interleaved timing, the processor's name, the report."""
+"""What all benchmarks share: interleaved timing, what the numbers depend on, the report."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import time
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+import jax_rnnt
 
 
 def wall_seconds(call: Callable[[], Any]) -> float:
@@ -51,6 +55,23 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    from jax_rnnt._native import _cpu
+
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernels": _cpu.active_target(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "numpy": importlib.metadata.version("numpy"),
+        "jax_rnnt": jax_rnnt.__version__,
+        "load_average": os.getloadavg()[0],
+    }
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

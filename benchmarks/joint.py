@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import interleaved, milliseconds, wall_seconds, write_report
+from common import interleaved, machine, milliseconds, wall_seconds, write_report
+from process import keep_freed_memory
 from pruned import UTTERANCES, Problem, exact, make_problem
-from rnnt_loss import keep_freed_memory, machine
 
 import jax_rnnt
 

@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rnnt_loss import keep_freed_memory, machine
+from common import machine
+from process import keep_freed_memory
 
 import jax_rnnt
 

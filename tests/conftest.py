@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 DEVICES = 8
@@ -90,6 +91,24 @@ def pytest_runtest_teardown() -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     devices = jax.devices()
     return f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}"
+
+
+_ORDINARY = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+
+
+@pytest.fixture
+def ordinary_jax() -> Iterator[None]:
+    """The benchmarks are programs of their own: they run with JAX's defaults, not the suite's."""
+    suite = {name: getattr(jax.config, name) for name in _ORDINARY}
+    for name, value in _ORDINARY.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in suite.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(params=["native", "xla"])

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,6 @@ def run(program: str, *options: str) -> str:
     """What a benchmark prints."""
     command = [sys.executable, str(BENCHMARKS / program), *options]
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
-
-
-def test_rnnt_loss(tmp_path: Path) -> None:
-    """One small case: a positive time for each call, and a ratio that is that of the medians."""
-    output = tmp_path / "report.json"
-    run("rnnt_loss.py", "--shapes", "single", "--rounds", "2", "--output", str(output))
-    report = json.loads(output.read_text())
-    assert report["machine"]["jax"] and report["machine"]["kernels"]
-    case = report["cases"]["single"]
-    times = {name: call["median"] for name, call in case["milliseconds"].items()}
-    assert set(times) == {f"{i} {s}" for i in ("native", "xla") for s in ("forward", "both")}
-    assert min(times.values()) > 0
-    assert case["ratio"]["both"] == times["xla both"] / times["native both"]
 
 
 TINY = ("--platform", "cpu", "--tiny", "--case-seconds", "0.01", "--date", "today")
@@ -70,20 +56,6 @@ def test_gpu_without_time(tmp_path: Path) -> None:
     printed = run("gpu.py", *TINY, "--only", "lattice", "--seconds", "0", "--output", str(output))
     assert "NO TIME FOR THE LAST 2 CASES" in printed
     assert json.loads(output.read_text())["left_out"] == 2
-
-
-@pytest.fixture
-def ordinary_jax() -> Iterator[None]:
-    """The benchmarks are programs of their own: they run with JAX's defaults, not the suite's."""
-    suite = {name: getattr(jax.config, name) for name in ORDINARY}
-    for name, value in ORDINARY.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in suite.items():
-        jax.config.update(name, value)
-
-
-ORDINARY = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard"}
 
 
 @pytest.mark.parametrize("case", all_cases(tiny=True), ids=lambda c: f"{c.op}-{c.dtype}")
