@@ -252,28 +252,43 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
   const T* label = static_cast<const T*>(p.label_weights);
   const T* denominators = static_cast<const T*>(p.denominators);
   const RowReader<In> read{logits + p.batch * p.frames * p.cells * V};
-  for (int64_t row = begin; row < end; ++row) {
-    const bool zero = blank[row] == 0 && label[row] == 0;
-    // Without weight there is no label here, but padding, which may well equal blank.
+  // Classes [from, to) of a row.
+  const auto write = [&](int64_t row, int64_t from, int64_t to,
+                         In* out) __attribute__((always_inline)) {
+    if (blank[row] == 0 && label[row] == 0) {
+      __builtin_memset(out, 0, (to - from) * sizeof(In));
+      return;
+    }
     const RowWeights<T> w{
         .blank = blank[row],
         .label = label[row],
         .denominator = denominators[row],
         .cotangent = cotangent_of(row),
         .clamp = T(p.clamp),
+        // Without weight there is no label here, but padding, which may well equal blank.
         .label_id = label[row] != 0 ? label_of(row) : -1,
     };
+    if (p.normalization == Normalization::kNone) {
+      gradient_of_log_probs(from, to, p.blank_id, w, out);
+    } else {
+      gradient_of_classes<kHat, kClamp>(logits + row * V, from, to, p.blank_id, w, read, out,
+                                        writer.limit());
+    }
+  };
+  if (V <= kPiece) {
+    const int64_t most = kPiece / V;
+    for (int64_t row = begin; row < end;) {
+      const int64_t rows = end - row < most ? end - row : most;
+      In* out = writer.next(rows * V);
+      for (const int64_t stop = row + rows; row < stop; ++row, out += V) write(row, 0, V, out);
+      writer.add(rows * V);
+    }
+    return;
+  }
+  for (int64_t row = begin; row < end; ++row) {
     for (int64_t from = 0; from < V; from += kPiece) {
       const int64_t to = V - from < kPiece ? V : from + kPiece;
-      In* const out = writer.next(to - from);
-      if (zero) {
-        __builtin_memset(out, 0, (to - from) * sizeof(In));
-      } else if (p.normalization == Normalization::kNone) {
-        gradient_of_log_probs(from, to, p.blank_id, w, out);
-      } else {
-        gradient_of_classes<kHat, kClamp>(logits + row * V, from, to, p.blank_id, w, read, out,
-                                          writer.limit());
-      }
+      write(row, from, to, writer.next(to - from));
       writer.add(to - from);
     }
   }

@@ -176,6 +176,7 @@ JAX_RNNT_INLINE void log_sum_exp_of_rows(const In* x, int rows, int64_t V, int64
     if (together >= L) {
       const auto of_short_rows = vectors == 1   ? log_sum_exp_of_short_rows<kSkip, 0, In>
                                  : vectors == 2 ? log_sum_exp_of_short_rows<kSkip, 1, In>
+                                 : vectors == 4 ? log_sum_exp_of_short_rows<kSkip, 3, In>
                                                 : log_sum_exp_of_short_rows<kSkip, -1, In>;
       of_short_rows(x, together, V, skipped, max, sum);
     } else {
