@@ -26,7 +26,8 @@ from .reference import accumulator_dtype, axis_index, valid_bounds
 from .types import ArcsOptions, Normalization
 
 _TILE_BYTES = {"cpu": 4 * 2**20, "gpu": 64 * 2**20}
-"""Of the exponentials of the frames that are computed at a time."""
+"""Of the exponentials of the frames that are computed at a time, where all of them are larger than
+a plane of arcs, `(*batch, T, U+1)`."""
 
 _EXPORTED_BATCH = 16
 """The tiles of a program that is exported for batches of any size are those of this one."""
@@ -268,7 +269,7 @@ def _log_denominators(am: _Rows, lm: _Rows) -> jax.Array:
         return _for_each_frame(inexact, one_frame, jnp.log(sums)), carry
 
     results = jnp.zeros((*am.scores.shape[:2], lm.scores.shape[1]), am.top.dtype)
-    return _in_tiles(one_tile, results, (), am)[0]
+    return _in_tiles(one_tile, results, (), lm.scores.shape[1], am)[0]
 
 
 def _expected_counts(
@@ -312,25 +313,30 @@ def _expected_counts(
 
     results = jnp.zeros_like(am.scores)
     none = jnp.zeros_like(lm_exp)
-    return _in_tiles(one_tile, results, none, am, denominators, weights, *planes)
+    width = lm.scores.shape[1]
+    return _in_tiles(one_tile, results, none, width, am, denominators, weights, *planes)
 
 
 def _in_tiles(
     one_tile: Callable[..., tuple[jax.Array, Any]],
     results: jax.Array,
     carry: Any,
+    width: int,
     am: _Rows,
     *planes: jax.Array,
 ) -> tuple[jax.Array, Any]:
     """`results, carry = one_tile(am, own, carry, *planes)` for some frames at a time.
 
     `own` `(frames, 1)` is false for frames of the last tile that the one before it has, too: it is
-    the first one to be computed. `results` `(B, T, ...)` are zeros to put the results in.
+    the first one to be computed. `results` `(B, T, ...)` are zeros to put the results in. `width` is
+    U + 1.
     """
     B, T, V = am.scores.shape
     utterances = B if isinstance(B, int) else _EXPORTED_BATCH
     frame_bytes = max(utterances * V * am.top.dtype.itemsize, 1)
     frames = min(max(tile_bytes(**_TILE_BYTES) // frame_bytes, 1), T)
+    if V <= width:  # nothing is saved, and the planes need not be cut
+        frames = T
     if frames == T:
         return one_tile(am, jnp.ones((T, 1), jnp.bool_), carry, *planes)
 

@@ -82,7 +82,8 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, normalization: str, frames_per_t
     """Frames in tiles, the last of which overlaps; some with peaks so far apart that they are
     computed again.
     """
-    count, frames, classes = 5, 10 + frames_per_tile, 7  # a shape that no other test compiles
+    # More classes than cells of a frame, and a shape that no other test compiles.
+    count, frames, classes = 5, 10 + frames_per_tile, 8
     tile = 8 * count * classes * frames_per_tile
     monkeypatch.setattr(factored_arcs, "_TILE_BYTES", {"cpu": tile, "gpu": tile})
     rng = np.random.default_rng(11)
