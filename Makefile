@@ -79,6 +79,7 @@ sanitize-gpu: build-gpu
 
 bench-gpu: build-gpu
 	$(PYTHON) benchmarks/gpu.py $(GPU_BENCH_ARGS)
+	$(PYTHON) benchmarks/joint.py --dtype bfloat16 --classes 500 --time-utterances $(GPU_JOINT_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,11 +14,13 @@ import numpy as np
 import jax_rnnt
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.bounds import Sizes, Utterances, labels_and_bounds
-from jax_rnnt.lattice import lattice, lattice_score
+from jax_rnnt.lattice import banded_lattice, banded_lattice_score, lattice, lattice_score
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
 ARCS = ("arcs forward", "arcs backward")
 LATTICE = ("lattice", "lattice score")
+BAND = ("band", "band score")
+PLANES = LATTICE + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
 DTYPES = ("float32", "bfloat16")
 
@@ -30,6 +32,8 @@ ARCS_SHAPES = [
     (32, 150, 21, 5000),
     (8, 200, 41, 1025),
 ]
+# (B, T, S, 0), and so many labels
+BAND_SHAPES, BAND_LABELS = [(30, 441, 5, 0)], 104
 LATTICE_SHAPES = [(32, 1500, 301, 0), (16, 150, 41, 0), (30, 441, 105, 0), (1, 1500, 301, 0)]
 LOSS_SHAPES = [
     (16, 1500, 301, 50),
@@ -48,7 +52,8 @@ class Case:
     """One op at one shape. All utterances have full length, so that every element counts."""
 
     op: str
-    shape: tuple[int, int, int, int]  # B, T, U+1, V; V is 0 where there are no classes
+    # B, T, cells of a frame (U + 1, or those of a band), V, which is 0 where there are no classes
+    shape: tuple[int, int, int, int]
     dtype: str
 
     def operands(self, seed: int) -> Arrays:
@@ -59,11 +64,21 @@ class Case:
         B, _, W, V = self.shape
         return jax.random.randint(key, (B, W - 1), 1, V, jnp.int32)
 
+    def band_labels(self) -> int:
+        """Labels of an utterance whose alignments stay in a band; no more than fit."""
+        _, T, S, _ = self.shape
+        return min(BAND_LABELS, T + S - 1)
+
     def small_operands(self) -> Arrays:
         """The other ones: labels, bounds, lengths, cotangents; negligible in bytes."""
         B, T, W, V = self.shape
         if self.op in LOSS:
             return jnp.full(B, T, jnp.int32), jnp.full(B, W - 1, jnp.int32)
+        if self.op in BAND:
+            frames = np.arange(T) / max(T - 1, 1)
+            starts = np.round(frames * (self.band_labels() + 1 - W)).astype(np.int32)
+            bounds = np.tile(np.array([0, T, 0, self.band_labels()], np.int32), (B, 1))
+            return jnp.asarray(np.tile(starts, (B, 1))), jnp.asarray(bounds)
         labels = None if self.op in LATTICE else self.labels(jax.random.key(0, impl="rbg"))
         labels, bounds = labels_and_bounds(
             jnp.zeros(B),
@@ -90,6 +105,10 @@ class Case:
             return lattice(LatticeOptions(), *operands, *small)
         if self.op == "lattice score":
             return lattice_score(LatticeOptions(), *operands, *small)
+        if self.op == "band":
+            return banded_lattice(LatticeOptions(), self.band_labels(), *operands, *small)
+        if self.op == "band score":
+            return banded_lattice_score(LatticeOptions(), self.band_labels(), *operands, *small)
         if self.op == "loss forward":
             return jax_rnnt.rnnt_loss(*operands, *small)
         logits, labels = operands
@@ -130,7 +149,7 @@ def _random_operands(case: Case, seed: jax.Array) -> Arrays:
     B, T, W, V = case.shape
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), 4)  # the fastest to compile and run
     dtype = jnp.dtype(case.dtype)
-    if case.op in LATTICE:
+    if case.op in PLANES:
         blank, label = (-0.1 - jax.random.exponential(k, (B, T, W), dtype) for k in keys[:2])
         return blank, label
     logits = jax.random.normal(keys[0], case.shape, dtype)
@@ -148,13 +167,16 @@ def all_cases(*, tiny: bool) -> list[Case]:
     def grid(ops: tuple[str, ...], shapes: list[Any], dtypes: tuple[str, ...]) -> list[Case]:
         return [Case(op, shape, dtype) for shape in shapes for dtype in dtypes for op in ops]
 
-    arcs, planes, losses = ARCS_SHAPES, LATTICE_SHAPES, LOSS_SHAPES
+    arcs, planes, bands, losses = ARCS_SHAPES, LATTICE_SHAPES, BAND_SHAPES, LOSS_SHAPES
     if tiny:
-        arcs, planes, losses = TINY_SHAPES, [(*TINY_SHAPES[0][:3], 0)], TINY_SHAPES
+        arcs, losses = TINY_SHAPES, TINY_SHAPES
+        planes = bands = [(*TINY_SHAPES[0][:3], 0)]
     return [
         *grid(LOSS, losses, DTYPES),
         *grid(ARCS, arcs, DTYPES),
-        *grid(LATTICE, planes, DTYPES[:1]),  # arcs are float32 whatever the logits are
+        # arcs are float32 whatever the logits are
+        *grid(LATTICE, planes, DTYPES[:1]),
+        *grid(BAND, bands, DTYPES[:1]),
     ]
 
 

@@ -4,7 +4,9 @@ The joint network is `tanh(encoder + predictor) @ kernel + bias`; the gradient i
 its inputs and parameters. Memory is what XLA's `memory_analysis` says of the temporaries of the
 compiled step, for 30 utterances of LibriSpeech; nothing has to run for it. Times are medians of
 calls that alternate in one process: with all padded cells valid, with half of them, and with larger
-logits, whose alignments are few, as those of a trained model.
+logits, whose alignments are few, as those of a trained model; where there is memory for the dense
+loss of all the utterances (`--time-utterances`), also these. On a GPU: `--dtype bfloat16
+--time-utterances`.
 """
 
 from __future__ import annotations
@@ -65,9 +67,16 @@ def scaled(problem: Problem, scale: float) -> Problem:
     return Problem({**problem.params, "joiner": joiner}, problem.constants)
 
 
+def of_dtype(problem: Problem, dtype: str) -> Problem:
+    """With parameters and scores of that type."""
+    return Problem(jax.tree.map(lambda x: x.astype(dtype), problem.params), problem.constants)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--utterances", type=int, default=len(UTTERANCES), help="for the memory")
+    parser.add_argument("--time-utterances", action="store_true", help="run their steps, too")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--width", type=int, default=512, help="of encoder and predictor output")
     parser.add_argument("--classes", type=int, nargs="+", default=[500, 5000])
     parser.add_argument("--lengths", type=int, nargs=2, default=HALF[0], help="T and U, timed")
@@ -79,13 +88,14 @@ def main() -> None:
         keep_freed_memory()
     command = " ".join(["python benchmarks/joint.py", *sys.argv[1:]])
     report: dict[str, Any] = {
-        "command": command, "machine": machine(), "memory": {}, "times": {},
+        "command": command, "machine": machine(), "device": jax.devices()[0].device_kind,
+        "dtype": args.dtype, "memory": {}, "times": {},
     }  # fmt: skip
     print(report["machine"])
 
     utterances = UTTERANCES[: args.utterances]
     for classes in args.classes:
-        problem = make_problem(utterances, args.width, classes)
+        problem = of_dtype(make_problem(utterances, args.width, classes), args.dtype)
         sizes = temporaries(problem)
         report["memory"][classes] = {"utterances": utterances, "width": args.width, **sizes}
         print(
@@ -95,7 +105,7 @@ def main() -> None:
 
     frames, labels = args.lengths
     classes = args.classes[0]
-    full = make_problem([(frames, labels)] * len(HALF), args.width, classes)
+    full = of_dtype(make_problem([(frames, labels)] * len(HALF), args.width, classes), args.dtype)
     half = [(t * frames // HALF[0][0], u * labels // HALF[0][1]) for t, u in HALF]
     lengths = np.array(half, np.int32)
     constants = {
@@ -104,11 +114,16 @@ def main() -> None:
         "label_lengths": jnp.asarray(lengths[:, 1]),
     }
     steps = {name: compile_step(loss, full) for name, loss in LOSSES.items()}
-    for case, problem in (
-        ("all cells valid", full),
-        ("half of them", Problem(full.params, constants)),
-        ("half, peaked", scaled(Problem(full.params, constants), 30.0)),
-    ):
+    cases = {
+        "all cells valid": (full, steps),
+        "half of them": (Problem(full.params, constants), steps),
+        "half, peaked": (scaled(Problem(full.params, constants), 30.0), steps),
+    }
+    if args.time_utterances:
+        problem = of_dtype(make_problem(utterances, args.width, classes), args.dtype)
+        steps = {name: compile_step(loss, problem) for name, loss in LOSSES.items()}
+        cases["utterances"] = (problem, steps)
+    for case, (problem, steps) in cases.items():
         timers = {
             name: partial(wall_seconds, partial(step, problem.params, problem.constants))
             for name, step in steps.items()

@@ -197,9 +197,9 @@ JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end
   const int64_t full = begin + (end - begin) / L * L;
   In* const tail = out + (full - begin);
   if (end - begin <= 4 * L) {
-    for (int64_t i = begin; i < full; i += L, out += L) {
+    for (int64_t i = begin; i < full; i += L) {
       prefetch(x, i + kAhead);
-      store_lanes(out, with_arcs(read(x + i), i));
+      store_lanes(out + (i - begin), with_arcs(read(x + i), i));
     }
   } else {
     for (int64_t i = begin; i < full; i += L) {

@@ -328,14 +328,14 @@ def _in_tiles(
     """`results, carry = one_tile(am, own, carry, *planes)` for some frames at a time.
 
     `own` `(frames, 1)` is false for frames of the last tile that the one before it has, too: it is
-    the first one to be computed. `results` `(B, T, ...)` are zeros to put the results in. `width` is
-    U + 1.
+    the first one to be computed. `results` `(B, T, ...)` are zeros to put the results in, `width`
+    is U + 1.
     """
     B, T, V = am.scores.shape
     utterances = B if isinstance(B, int) else _EXPORTED_BATCH
     frame_bytes = max(utterances * V * am.top.dtype.itemsize, 1)
     frames = min(max(tile_bytes(**_TILE_BYTES) // frame_bytes, 1), T)
-    if V <= width:  # nothing is saved, and the planes need not be cut
+    if width >= V:  # nothing is saved, and the planes need not be cut
         frames = T
     if frames == T:
         return one_tile(am, jnp.ones((T, 1), jnp.bool_), carry, *planes)

@@ -16,7 +16,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from gpu_cases import ARCS, LATTICE, LOSS, Case, all_cases  # noqa: E402
+from gpu_cases import ARCS, BAND, LATTICE, LOSS, PLANES, Case, all_cases  # noqa: E402
 from gpu_timing import by_kernel, many_ops  # noqa: E402
 
 pytestmark = pytest.mark.cpu_only("about programs that are run by themselves")
@@ -39,7 +39,7 @@ def test_gpu(tmp_path: Path) -> None:
     machine = report["machine"]
     assert machine["date"] == "today" and machine["card"] == "cpu" and machine["jax"]
     bandwidth = machine["copy_gigabytes_per_second"] * 1e9
-    assert {case["op"] for case in report["cases"]} == {*ARCS, *LATTICE, *LOSS}
+    assert {case["op"] for case in report["cases"]} == {*ARCS, *LATTICE, *BAND, *LOSS}
     assert report["left_out"] == 0
     for case in report["cases"]:
         times = {name: t["median"] for name, t in case["milliseconds"].items()}
@@ -86,7 +86,7 @@ def test_bytes(ordinary_jax: None) -> None:
         ("loss", "bfloat16"): 3 * 2 * logits + 4 * labels + 4,
     }
     for (op, dtype), count in wanted.items():
-        shape = (2, 3, 4, 0 if op in LATTICE else 5)
+        shape = (2, 3, 4, 0 if op in PLANES else 5)
         assert Case(op, shape, dtype).bytes_moved() == count
 
 
@@ -144,11 +144,12 @@ def test_pruned(tmp_path: Path) -> None:
 def test_joint(tmp_path: Path) -> None:
     """Memory for each number of classes, times for each set of lengths."""
     output = tmp_path / "report.json"
-    options = "--utterances 2 --width 16 --classes 50 --lengths 40 8 --rounds 1"
+    options = "--utterances 2 --width 16 --classes 50 --lengths 40 8 --rounds 1 --time-utterances"
     run("joint.py", *options.split(), "--output", str(output))
     report = json.loads(output.read_text())
     assert report["command"].endswith(f"{options} --output {output}") and report["machine"]["jax"]
     sizes = report["memory"]["50"]
     assert 0 < 5 * sizes["joint"] < sizes["dense"]
-    cases = [report["times"][name] for name in ("all cells valid", "half of them", "half, peaked")]
+    names = "all cells valid", "half of them", "half, peaked", "utterances"
+    cases = [report["times"][name] for name in names]
     assert min(case[loss]["min"] for case in cases for loss in ("dense", "joint")) > 0
