@@ -6,6 +6,7 @@ Neither JAX nor NumPy is needed here, for the processes of other systems use it,
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import resource
 import time
@@ -56,6 +57,7 @@ def _status(field: str) -> int | None:
 
 def _settled_rss() -> int | None:
     """What stays resident: results of earlier calls are freed by threads of their own."""
+    gc.collect()
     least = _status("VmRSS")
     for _ in range(5):
         time.sleep(0.02)
