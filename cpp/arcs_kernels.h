@@ -4,7 +4,7 @@
 
 #include "kernels.h"
 #include "log_sum_exp.h"
-#include "simd.h"
+#include "storage.h"
 #include "stream_writer.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {

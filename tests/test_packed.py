@@ -145,7 +145,7 @@ def test_from_arcs(implementation: str, topology: Options) -> None:
             np.testing.assert_allclose(found, pack(plane, t, u, rows), atol=1e-12)
 
 
-# Utterances whose workspace is too small to keep all of alpha: few labels beside many that there
+# Utterances for which the bound on the workspace is tight: few labels beside many that there
 # might be, and many labels in few frames; and so many blocks of fronts that some are partial.
 SKEWED = [
     ([70, 1, 33], [0, 0, 1], 3),
