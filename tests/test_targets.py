@@ -110,7 +110,8 @@ def test_exponentials(target: str) -> None:
     plane = np.zeros((1, 1, 1), np.float32)
     labels, cotangents = np.zeros((1, 0), np.int32), np.ones(1, np.float32)
     logits = jnp.asarray(np.concatenate([[0], x]).astype(np.float32)[None, None, None])
-    gradient = arcs_bwd(ArcsOptions(), logits, labels, plane, plane + 1, plane, cotangents)
+    operands = (labels, plane, plane + 1, plane, cotangents)
+    gradient = arcs_bwd(ArcsOptions(), logits, *map(jnp.asarray, operands))
     found = np.asarray(gradient, np.float64)[0, 0, 0, 1:]
     wanted = np.exp(x.astype(np.float64))
     ulps = np.abs(found / wanted - 1) * 2.0**23
