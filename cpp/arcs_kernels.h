@@ -30,8 +30,8 @@ JAX_RNNT_INLINE CellRange cells_of_frame(const ArcsForward& p, const Bounds& bou
   return {bounds.label_begin, end < p.cells ? end : p.cells};
 }
 
-template <class In>
-JAX_RNNT_INLINE void fill_padding(const ArcsForward& p, int64_t begin, int64_t end) {
+template <class In, class Arcs>
+JAX_RNNT_INLINE void fill_padding(const Arcs& p, int64_t begin, int64_t end) {
   using T = Accumulator<In>;
   for (int64_t cell = begin; cell < end; ++cell) {
     static_cast<T*>(p.blank)[cell] = static_cast<T*>(p.label)[cell] = T(-__builtin_inf());
@@ -84,14 +84,9 @@ JAX_RNNT_INLINE void arcs_forward_cells(const ArcsForward& p, int64_t begin, int
         log_blank = log_ratio<T>(log_blank, row_max, log_sum);
         log_label = log_ratio<T>(log_label, row_max, log_sum);
       } else if (p.normalization == Normalization::kHat) {
-        // log sigmoid(z) = min(z, 0) - log(1 + exp(-|z|)); +inf is bad input, not certainty.
-        const Vec<T> z =
-            log_blank == T(__builtin_inf()) ? broadcast<T>(T(__builtin_nan(""))) : log_blank;
-        const Vec<T> negative = z < T(0) ? z : -z;  // -|z|
-        const Vec<T> softplus = log1p_unit<T>(exp_nonpositive<T>(negative));
-        log_blank = (z > T(0) ? Vec<T>{} : z) - softplus;
-        log_label =
-            log_ratio<T>(log_label, row_max, log_sum) + ((z > T(0) ? -z : Vec<T>{}) - softplus);
+        const LogSigmoids<T> sigmoids = log_sigmoids<T>(log_blank);
+        log_blank = sigmoids.of_z;
+        log_label = log_ratio<T>(log_label, row_max, log_sum) + sigmoids.of_minus_z;
       }
       store(max + r, row_max + log_sum);
       store(blank + r, log_blank);
@@ -299,8 +294,6 @@ template <bool kHat, bool kClamp, class In>
 void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   using T = Accumulator<In>;
   const int64_t frame_elements = p.cells * p.classes;
-  // What is larger than this is gone from the caches before anybody reads it.
-  constexpr int64_t kMostCached = 1 << 24;
   In* const gradient = static_cast<In*>(p.gradient);
   const bool stream = p.batch * p.frames * frame_elements * int64_t(sizeof(In)) > kMostCached;
   StreamWriter<In> writer(gradient + begin * frame_elements, gradient + end * frame_elements,

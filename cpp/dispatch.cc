@@ -6,6 +6,7 @@
 
 #include "banded_layout.h"
 #include "best_path_layout.h"
+#include "factored_layout.h"
 #include "lattice_layout.h"
 
 namespace jax_rnnt {
@@ -87,6 +88,15 @@ int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t elem
 
 int64_t packed_best_path_elements(int64_t cells) {
   return kBestPathRows * best_path_row_stride(cells);
+}
+
+int64_t factored_forward_elements(int64_t cells, int64_t classes) {
+  return factored_forward_layout(cells, classes).total;
+}
+
+int64_t factored_backward_elements(int64_t frames, int64_t cells, int64_t classes,
+                                   int64_t element_bytes) {
+  return factored_backward_layout(frames, cells, classes, element_bytes).total;
 }
 
 std::vector<std::string> available_targets() {

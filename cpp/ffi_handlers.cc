@@ -2,6 +2,8 @@
 
 #include "best_path_calls.h"
 #include "dispatch.h"
+#include "factored_calls.h"
+#include "factored_layout.h"
 #include "memory.h"
 #include "packed_calls.h"
 #include "parallel.h"
@@ -124,6 +126,39 @@ constexpr auto packed_best_path = [](Pool pool, auto... operands) -> ffi::Error 
   return run_best_path(pool, p, dtype, p.packed.planes, p.packed.rows);
 };
 
+constexpr auto factored_fwd = [](Pool pool, auto... operands) -> ffi::Error {
+  FactoredForward p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(p, factored_forward_elements(p.cells, p.classes)));
+  const Kernels& kernels = active_kernels();
+  // A product costs as much as streaming a quarter of a byte.
+  parallel_for(
+      pool, p.batch * (round_up(p.cells, kPositions) / kPositions), kPositions * p.classes * 8,
+      [&](int64_t begin, int64_t end) { kernels.factored_positions(p, dtype, begin, end); });
+  const int64_t blocks = (p.frames + kFramesOfBlock - 1) / kFramesOfBlock;
+  parallel_for(pool, p.batch * blocks, kFramesOfBlock * (p.cells / 4 + 1) * p.classes,
+               [&](int64_t begin, int64_t end) { kernels.factored_frames(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
+constexpr auto factored_bwd = [](Pool pool, auto... operands) -> ffi::Error {
+  FactoredBackward p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  const int64_t element_bytes = dtype == DType::kF64 ? 8 : 4;
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p, factored_backward_elements(p.frames, p.cells, p.classes, element_bytes)));
+  prefer_huge_pages(p.am_gradient, p.batch * p.frames * p.classes * bytes_of(dtype));
+  const Kernels& kernels = active_kernels();
+  parallel_for(pool, p.batch, p.frames * p.cells * 8,
+               [&](int64_t begin, int64_t end) { kernels.factored_sums(p, dtype, begin, end); });
+  const auto layout = factored_backward_layout(p.frames, p.cells, p.classes, element_bytes);
+  parallel_for(pool, p.batch * layout.blocks, p.frames * (p.cells / 2 + 1) * layout.block_classes,
+               [&](int64_t begin, int64_t end) { kernels.factored_classes(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
 XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Pool>());
@@ -136,6 +171,8 @@ XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Pool>());
 
 }  // namespace
 
@@ -151,6 +188,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
+      {"jax_rnnt_factored_fwd", factored_fwd_handler},
+      {"jax_rnnt_factored_bwd", factored_bwd_handler},
   };
 }
 

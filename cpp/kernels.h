@@ -73,6 +73,46 @@ struct ArcsBackward {
   void* gradient;             // as logits
 };
 
+// Arcs of the additive joiner, whose logits are am[t] + lm[u], for one batch. Scores are relative
+// to the largest of their row, which the tops are: 0 for a row of all -inf, NaN where one is +inf.
+struct FactoredForward {
+  int64_t batch, frames, cells, classes;
+  int64_t blank_id;
+  Normalization normalization;
+  const void* am;         // (batch, T, V)
+  const void* lm;         // (batch, W, V)
+  const int32_t* labels;  // (batch, W - 1)
+  const Bounds* bounds;   // (batch,)
+  void* blank;            // planes, as in ArcsForward, but for
+  void* label;
+  void* denominators;  // which are of relative scores, and 0 outside the bounds
+  void* am_top;        // (batch, T)
+  void* lm_top;        // (batch, W)
+  void* workspace;     // (batch, workspace_elements)
+  int64_t workspace_elements;
+};
+
+// Arc weights to the gradients of both halves. Frames and label positions all of whose weights are
+// 0 get exact zeros, and their rows of scores are not read.
+struct FactoredBackward {
+  int64_t batch, frames, cells, classes;
+  int64_t blank_id;
+  Normalization normalization;
+  const void* am;
+  const void* lm;
+  const int32_t* labels;
+  const void* denominators;
+  const void* am_top;
+  const void* lm_top;
+  const void* blank_weights;  // plane, d log-likelihood / d blank arc
+  const void* label_weights;  // plane
+  const void* cotangents;     // (batch,), of the loss
+  void* am_gradient;          // as am
+  void* lm_gradient;          // as lm
+  void* workspace;            // (batch, workspace_elements)
+  int64_t workspace_elements;
+};
+
 // Packed rows: instead of a plane of its own, each of a number of utterances has as many of a
 // plane's N rows as it has cells, (frame_end, label_end + 1), one utterance after another. It has
 // `per_row` elements of workspace for each row, and `per_utterance` besides.
@@ -199,6 +239,9 @@ int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topol
                                    bool with_posteriors);
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors);
 int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t element_bytes);
+int64_t factored_forward_elements(int64_t cells, int64_t classes);
+int64_t factored_backward_elements(int64_t frames, int64_t cells, int64_t classes,
+                                   int64_t element_bytes);
 
 // Likewise of utterances in packed rows, none of which has more cells a frame.
 struct PackedWorkspace {
@@ -209,7 +252,9 @@ int64_t packed_best_path_elements(int64_t cells);  // of an utterance, beside th
 
 // Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
 // the lattice and the best path, for the banded lattice as many utterances as a vector has lanes.
-// Each function does the items [begin, end).
+// The additive joiner has two functions each way, one to be done before the other: for blocks of
+// kPositions label positions, then of kFramesOfBlock frames; for utterances, then for blocks of
+// classes (factored_layout.h). Each function does the items [begin, end).
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
@@ -218,6 +263,10 @@ struct Kernels {
   void (*lattice)(const Lattice&, DType, int64_t begin, int64_t end);
   void (*banded_lattice)(const BandedLattice&, DType, int64_t begin, int64_t end);
   void (*best_path)(const BestPath&, DType, int64_t begin, int64_t end);
+  void (*factored_positions)(const FactoredForward&, DType, int64_t begin, int64_t end);
+  void (*factored_frames)(const FactoredForward&, DType, int64_t begin, int64_t end);
+  void (*factored_sums)(const FactoredBackward&, DType, int64_t begin, int64_t end);
+  void (*factored_classes)(const FactoredBackward&, DType, int64_t begin, int64_t end);
 };
 
 }  // namespace jax_rnnt

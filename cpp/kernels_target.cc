@@ -3,6 +3,8 @@
 #include "arcs_kernels.h"
 #include "banded_kernels.h"
 #include "best_path_kernels.h"
+#include "factored_backward.h"
+#include "factored_forward.h"
 #include "lattice_kernels.h"
 
 #define JAX_RNNT_STRING(x) #x
@@ -74,6 +76,34 @@ void best_path(const BestPath& p, DType dtype, int64_t begin, int64_t end) {
   }
 }
 
+// `run(in, item)` for all of them, `in` of the storage type.
+template <class Run>
+void for_each_item(DType dtype, int64_t begin, int64_t end, Run run) {
+  with_storage_type(dtype, [&](auto in) {
+    for (int64_t item = begin; item < end; ++item) run(in, item);
+  });
+}
+
+void factored_positions(const FactoredForward& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_item(dtype, begin, end,
+                [&](auto in, int64_t item) { factored_positions_block<decltype(in)>(p, item); });
+}
+
+void factored_frames(const FactoredForward& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_item(dtype, begin, end,
+                [&](auto in, int64_t item) { factored_frames_block<decltype(in)>(p, item); });
+}
+
+void factored_sums(const FactoredBackward& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_item(dtype, begin, end,
+                [&](auto in, int64_t item) { factored_sums_utterance<decltype(in)>(p, item); });
+}
+
+void factored_classes(const FactoredBackward& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_item(dtype, begin, end,
+                [&](auto in, int64_t item) { factored_classes_block<decltype(in)>(p, item); });
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -83,7 +113,11 @@ const Kernels& kernels() {
                                  arcs_backward,
                                  lattice,
                                  banded_lattice,
-                                 best_path};
+                                 best_path,
+                                 factored_positions,
+                                 factored_frames,
+                                 factored_sums,
+                                 factored_classes};
   return table;
 }
 

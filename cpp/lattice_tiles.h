@@ -42,20 +42,6 @@ JAX_RNNT_INLINE T delay_of_frame(const Trellis<T>& trellis, int64_t t) {
   return T(trellis.delay_penalty * ((trellis.frame_end - 1) / 2 - double(trellis.first_frame + t)));
 }
 
-// Lanes of a vector.
-struct LaneRange {
-  int begin, end;
-};
-
-// Those of the vector at u that are in [begin, end).
-template <class T>
-JAX_RNNT_INLINE LaneRange lanes_between(int64_t u, int64_t begin, int64_t end) {
-  constexpr int64_t L = kLanes<T>;
-  const int64_t low = begin - u < 0 ? 0 : begin - u < L ? begin - u : L;
-  const int64_t high = end - u < low ? low : end - u < L ? end - u : L;
-  return {int(low), int(high)};
-}
-
 // A regular lattice's cells of kLanes frames and fronts: cell (t, u), t = last_frame - i and
 // u = column + i + j, is element (tile_row + j, u) of the tile. As a square of registers, it is
 // turned from L vectors of the plane to L vectors of the tile; element by element this copying

@@ -59,6 +59,13 @@ NB_MODULE(_cpu, m) {
       [](int64_t cells, int64_t) { return jax_rnnt::packed_best_path_elements(cells); },
       nb::arg("cells"), nb::arg("element_bytes"),
       "Workspace of each utterance of packed rows, beside a byte a row, in elements.");
+  m.def(
+      "factored_forward_elements", &jax_rnnt::factored_forward_elements, nb::arg("cells"),
+      nb::arg("classes"),
+      "Workspace of one utterance of the additive joiner, in elements of the accumulator's dtype.");
+  m.def("factored_backward_elements", &jax_rnnt::factored_backward_elements, nb::arg("frames"),
+        nb::arg("cells"), nb::arg("classes"), nb::arg("element_bytes"),
+        "Likewise of its gradient.");
   m.def("available_targets", &jax_rnnt::available_targets,
         "Instruction sets that this build and this processor have, widest first.");
   m.def(

@@ -78,10 +78,11 @@ JAX_RNNT_INLINE void store(P* p, V v) {
 
 // Starts to read ahead: while exponentials are computed, the processor's own prefetching stops. The
 // address, `elements` after p, may be past the end of all.
-template <class P>
+// kLocality 3 is for the first cache, 2 for the second.
+template <int kLocality = 3, class P>
 JAX_RNNT_INLINE void prefetch(const P* p, int64_t elements) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p) + elements * int64_t(sizeof(P));
-  __builtin_prefetch(reinterpret_cast<const void*>(address));
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, kLocality);
 }
 
 template <class To, class From>
@@ -119,6 +120,20 @@ JAX_RNNT_INLINE void store_some(T* p, int begin, int end, Vec<T> v) {
 #else
   for (int i = begin; i < end; ++i) p[i] = v[i];
 #endif
+}
+
+// Lanes of a vector.
+struct LaneRange {
+  int begin, end;
+};
+
+// Those of the vector at u that are in [begin, end).
+template <class T>
+JAX_RNNT_INLINE LaneRange lanes_between(int64_t u, int64_t begin, int64_t end) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t low = begin - u < 0 ? 0 : begin - u < L ? begin - u : L;
+  const int64_t high = end - u < low ? low : end - u < L ? end - u : L;
+  return {int(low), int(high)};
 }
 
 template <class T>
@@ -389,6 +404,20 @@ JAX_RNNT_INLINE Vec<T> log1p_unit(Vec<T> y) {
   const Vec<T> w = y + T(1);
   const Vec<T> rounded = w - T(1);
   return rounded == T(0) ? y : log_positive<T>(w) * (y / rounded);
+}
+
+// log sigmoid(z) = min(z, 0) - log(1 + exp(-|z|)), and that of -z. NaN for +inf, which is bad
+// input, not certainty.
+template <class T>
+struct LogSigmoids {
+  Vec<T> of_z, of_minus_z;
+};
+
+template <class T>
+JAX_RNNT_INLINE LogSigmoids<T> log_sigmoids(Vec<T> z) {
+  z = z == T(__builtin_inf()) ? broadcast<T>(T(__builtin_nan(""))) : z;
+  const Vec<T> softplus = log1p_unit<T>(exp_nonpositive<T>(z < T(0) ? z : -z));
+  return {(z > T(0) ? Vec<T>{} : z) - softplus, (z > T(0) ? -z : Vec<T>{}) - softplus};
 }
 
 }  // namespace jax_rnnt::JAX_RNNT_TARGET

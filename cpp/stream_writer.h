@@ -6,6 +6,8 @@
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
 constexpr int64_t kCacheLine = 64;
+// What is larger than this is gone from the caches before anybody reads it.
+constexpr int64_t kMostCached = 1 << 24;
 
 // Copies whole cache lines to where nobody reads soon, without reading what was there before, which
 // would be half as much traffic again. Other threads see them after finish_streaming().

@@ -13,7 +13,8 @@ from jax import lax
 from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes
 from .bounds import Sizes, Utterances, labels_and_bounds
-from .factored_arcs import factored_best_arcs, rows_inside
+from .factored_arcs import factored_best_arcs
+from .factored_reference import rows_inside
 from .label_windows import label_mask, only_allowed
 from .lattice import best_path
 from .pruning import band_arcs_fwd

@@ -20,6 +20,7 @@ from .smoothed_arcs import smoothed_arcs_bwd, smoothed_arcs_fwd
 from .types import (
     ArcsOptions,
     Array,
+    Denominators,
     Implementation,
     LatticeOptions,
     Normalization,
@@ -118,8 +119,8 @@ def rnnt_loss_simple(
       return_posteriors: also return the arc posteriors, from the same pass. They are constants to
         differentiation; `get_rnnt_prune_ranges` takes them.
       normalization: of the sum, as in `rnnt_loss`; `"none"` if it is a log-probability already.
-      implementation: of the recursion over the arcs, as in `rnnt_loss`; the matrix products are
-        XLA's in every case, and have first derivatives in reverse mode only.
+      implementation: as in `rnnt_loss`; on a GPU the matrix products are XLA's in every case. There
+        are first derivatives in reverse mode only.
       logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
         logit_begins, label_begins, label_windows, reduction, where, check: as in `rnnt_loss`.
 
@@ -376,7 +377,7 @@ _loss.defvjp(_loss_fwd, _loss_bwd)
 
 def _arcs(
     options: _Options, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Denominators]:
     if options.smoothing is None:
         return factored_arcs_fwd(options.arcs, am, lm, labels, bounds)
     return smoothed_arcs_fwd(options.arcs, options.smoothing, am, lm, labels, bounds)

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd, rows_inside
+from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
+from .factored_reference import rows_inside
 from .reference import accumulator_dtype, log_denominator, log_ratio
-from .types import ArcsOptions, Smoothing
+from .types import ArcsOptions, Denominators, Smoothing
 
 
 def smoothed_arcs_fwd(
@@ -31,7 +32,7 @@ def smoothed_arcs_fwd(
     lm: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Denominators]:
     """`factored_arcs_fwd`, smoothed.
 
     The average p is over the label positions of all utterances with frames and without NaN or +inf.
@@ -57,7 +58,7 @@ def smoothed_arcs_bwd(
     lm: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
-    denominators: jax.Array,
+    denominators: Denominators,
     blank_weights: jax.Array,
     label_weights: jax.Array,
     cotangents: jax.Array,

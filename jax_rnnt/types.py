@@ -78,6 +78,20 @@ class ArcsOptions:
     implementation: Implementation = "auto"
 
 
+class Denominators(NamedTuple):
+    """Softmax denominators of the additive joiner: exp(log + am_top[t] + lm_top[u]).
+
+    Attributes:
+      log: `(*batch, T, U+1)`; 0 outside an utterance.
+      am_top: `(*batch, T)`: the largest score of a frame, 0 where it has none, NaN for +inf.
+      lm_top: `(*batch, U+1)`: likewise of a label position.
+    """
+
+    log: jax.Array
+    am_top: jax.Array
+    lm_top: jax.Array
+
+
 @dataclass(frozen=True)
 class Smoothing:
     """Static shares of the predictor's and of the encoder's log-probabilities in each arc."""

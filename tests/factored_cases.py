@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases import WHOLE, Array, Ranges, random_ranges
 from oracles_factored import FactoredBatch, FactoredResult
 
 import jax_rnnt
+
+each_implementation = pytest.mark.parametrize("implementation", ["native", "xla"])
 
 
 def random_factored(

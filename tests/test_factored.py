@@ -1,7 +1,6 @@
 """`rnnt_loss_simple` and `rnnt_loss_smoothed`: values and gradients against float64 oracles.
 
-The oracles work on the dense sum `am + lm`. Tolerances as in test_values.py. Arcs are the same code
-for both implementations; one test of each loss runs both.
+The oracles work on the dense sum `am + lm`. Tolerances as in test_values.py.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from cases import (
     assert_loss_close,
     some_xla,
 )
-from factored_cases import factored_function, random_factored, run_factored
+from factored_cases import each_implementation, factored_function, random_factored, run_factored
 from jax.test_util import check_grads
 from oracles_factored import FactoredBatch, FactoredResult, simple_loss, smoothed_loss
 
 import jax_rnnt
-from jax_rnnt import factored_arcs
+from jax_rnnt import factored_reference
 
 REGULARISERS: Options = {"fastemit_lambda": 0.3, "delay_penalty": 0.2}
 SCALES: Options = {"lm_only_scale": 0.25, "am_only_scale": 0.1}
@@ -85,14 +84,14 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, normalization: str, frames_per_t
     # More classes than cells of a frame, and a shape that no other test compiles.
     count, frames, classes = 5, 10 + frames_per_tile, 8
     tile = 8 * count * classes * frames_per_tile
-    monkeypatch.setattr(factored_arcs, "_TILE_BYTES", {"cpu": tile, "gpu": tile})
+    monkeypatch.setattr(factored_reference, "_TILE_BYTES", {"cpu": tile, "gpu": tile})
     rng = np.random.default_rng(11)
     options = dict(REGULARISERS, normalization=normalization, blank_id=-1)
     batch = random_factored(rng, count, frames, 6, classes, scale=2.0, **options)
     for scores, peak in ((batch.am, 1), (batch.lm, 3)):
         scores[2:4, 3:, peak] += 900
     cotangent = rng.normal(size=count)
-    found = run_factored(batch, "native", cotangent, **options)
+    found = run_factored(batch, "xla", cotangent, **options)
     # With peaks of 900, rounding is that of larger numbers.
     assert_close(found, simple_loss(batch, cotangent, **options), 1e-11)
 
@@ -106,14 +105,15 @@ def test_enumeration() -> None:
         assert_close(run_factored(batch, "native", **options), wanted, 1e-12)
 
 
+@each_implementation
 @pytest.mark.parametrize("scales", [{}, SCALES], ids=["simple", "smoothed"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=str)
-def test_dtypes(dtype: Any, scales: Options) -> None:
+def test_dtypes(implementation: str, dtype: Any, scales: Options) -> None:
     """Losses in float32, gradients in the input's dtype, off by its rounding."""
     rng = np.random.default_rng(6)
     options = dict(REGULARISERS, **scales)
     batch = random_factored(rng, 6, 30, 20, 28, scale=2.0, dtype=dtype)
-    found = run_factored(batch, "native", **options)
+    found = run_factored(batch, implementation, **options)
     wanted = (smoothed_loss if scales else simple_loss)(batch, **options)
     assert found.loss.dtype == np.float32 and found.d_am.dtype == found.d_lm.dtype == dtype
     assert_loss_close(found.loss, wanted.loss, 1e-5)
@@ -122,12 +122,13 @@ def test_dtypes(dtype: Any, scales: Options) -> None:
     assert_grad_close(found.d_lm, wanted.d_lm, rounding)
 
 
+@each_implementation
 @pytest.mark.parametrize("normalization", ["softmax", "hat"])
-def test_numerical_gradient(normalization: str) -> None:
+def test_numerical_gradient(implementation: str, normalization: str) -> None:
     """`check_grads` in float64, simple and smoothed."""
     batch = random_factored(np.random.default_rng(7), 4, 5, 3, 5, normalization=normalization)
     for scales in ({}, SCALES) if normalization == "softmax" else ({},):
-        function = factored_function("native", **({"normalization": normalization} | scales))
+        function = factored_function(implementation, **({"normalization": normalization} | scales))
         check_grads(
             jax.jit(lambda *x, f=function: f(*x, *batch[2:])),
             batch[:2],
@@ -185,42 +186,45 @@ def test_posteriors(implementation: str, scales: Options) -> None:
 # ------------------------------------------------------------------------------ far apart, extreme
 
 
+@each_implementation
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("gap", [50.0, 80.0, 100.0, 300.0, 1e4])
-def test_disjoint_peaks(dtype: Any, gap: float) -> None:
+def test_disjoint_peaks(implementation: str, dtype: Any, gap: float) -> None:
     """Halves that peak at different classes, where products of their exponentials underflow."""
     rng = np.random.default_rng(11)
     batch = random_factored(rng, 6, 8, 4, 7, dtype=dtype)
     batch.am[:, :4, 1] += gap
     batch.lm[:, ::2, 2] += gap
     for options in ({}, {"normalization": "hat"}):
-        found = run_factored(batch, "native", **options)
+        found = run_factored(batch, implementation, **options)
         # rounded are sums and differences of the size of the gap, T + U of them on a path
         tolerance = 12 * max(gap, 10) * float(np.finfo(dtype).eps)
         assert_close(found, simple_loss(batch, **options), tolerance)
 
 
-def test_known_values() -> None:
+@each_implementation
+def test_known_values(implementation: str) -> None:
     """Two classes, one frame, peaks 100 apart: log 2 for each arc."""
     am = np.array([[100.0, 0.0]], np.float32)
     lm = np.array([[0.0, 100.0], [0.0, 100.0]], np.float32)
     labels = np.array([1], np.int32)
-    loss = jax_rnnt.rnnt_loss_simple(am, lm, labels, implementation="native")
+    loss = jax_rnnt.rnnt_loss_simple(am, lm, labels, implementation=implementation)
     np.testing.assert_allclose(loss, 2 * np.log(2), rtol=4e-6)
     third = np.pad(am, [(0, 0), (0, 1)]), np.pad(lm, [(0, 0), (0, 1)])  # one in e^100
-    loss = jax_rnnt.rnnt_loss_simple(*third, labels, implementation="native")
+    loss = jax_rnnt.rnnt_loss_simple(*third, labels, implementation=implementation)
     np.testing.assert_allclose(loss, 2 * np.log(2), rtol=4e-6)
 
 
+@each_implementation
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("normalization", ["softmax", "hat"])
-def test_hundreds(dtype: Any, normalization: str) -> None:
+def test_hundreds(implementation: str, dtype: Any, normalization: str) -> None:
     """Every logit +-100, so that most cells need other classes than both halves' peaks."""
     rng = np.random.default_rng(12)
     batch = random_factored(rng, 8, 6, 4, 5, dtype=dtype, normalization=normalization)
     am, lm = (rng.choice(np.array([-100, 100], dtype), x.shape) + x for x in batch[:2])
     batch = batch._replace(am=am, lm=lm)
-    found = run_factored(batch, "native", normalization=normalization)
+    found = run_factored(batch, implementation, normalization=normalization)
     wanted = simple_loss(batch, normalization=normalization)
     tolerance = 10 * 200 * float(np.finfo(dtype).eps)
     assert_close(found, wanted, tolerance)
@@ -252,14 +256,15 @@ def test_long_float32(frames: int, labels: int, tolerance: float) -> None:
 # ---------------------------------------------------------------------------------- empty things
 
 
+@each_implementation
 @pytest.mark.parametrize("scales", [{}, SCALES], ids=["simple", "smoothed"])
 @pytest.mark.parametrize("shape", [(1, 0), (4, 0), (1, 1), (0, 0), (0, 2)], ids=str)
-def test_small_lattices(shape: tuple[int, int], scales: Options) -> None:
+def test_small_lattices(implementation: str, shape: tuple[int, int], scales: Options) -> None:
     """U = 0, T = 1 and T = 0."""
     frames, labels = shape
     batch = random_factored(np.random.default_rng(15), 2, max(frames, 1), labels, 4)
     batch = FactoredBatch(batch.am[:, :frames], batch.lm, batch.labels, Ranges())
-    found = run_factored(batch, "native", **scales)
+    found = run_factored(batch, implementation, **scales)
     if frames == 0:
         np.testing.assert_array_equal(found.loss, 0.0 if labels == 0 else np.inf)
         assert (found.d_lm == 0).all()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import Options, each_topology
-from factored_cases import factored_function, random_factored, run_factored
+from factored_cases import each_implementation, factored_function, random_factored, run_factored
 from oracles_factored import FactoredBatch, FactoredResult, simple_loss, smoothed_loss
 from test_validation import ERRORS, assert_names
 
@@ -34,9 +34,9 @@ def legal_batch(dtype: Any = np.float32, **options: Any) -> FactoredBatch:
     return batch
 
 
-def without_bad(batch: FactoredBatch, **options: Any) -> FactoredResult:
+def without_bad(batch: FactoredBatch, implementation: str, **options: Any) -> FactoredResult:
     """The results where BAD is left out."""
-    return run_factored(batch._replace(where=np.arange(B) != BAD), "native", **options)
+    return run_factored(batch._replace(where=np.arange(B) != BAD), implementation, **options)
 
 
 def assert_only_one_bad(found: FactoredResult, clean: FactoredResult, loss: float) -> None:
@@ -54,20 +54,23 @@ def spoiled(batch: FactoredBatch, half: str, index: Any, value: float) -> Factor
     return batch._replace(**{half: scores})
 
 
+@each_implementation
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     ("normalization", "scales"),
     [("softmax", {}), ("none", {}), ("hat", {}), ("softmax", SCALES)],
     ids=["softmax", "none", "hat", "smoothed"],
 )
-def test_nan_and_inf(normalization: str, scales: Options, value: float) -> None:
+def test_nan_and_inf(
+    implementation: str, normalization: str, scales: Options, value: float
+) -> None:
     """In a frame or a label position of the utterance: NaN, zeros, nobody else."""
     options = dict(scales, normalization=normalization)
     batch = legal_batch()
-    clean = without_bad(batch, **options)
+    clean = without_bad(batch, implementation, **options)
     for k in range(V) if normalization != "none" else [0]:
         for half, row in (("am", 2), ("lm", 1)):
-            found = run_factored(spoiled(batch, half, (row, k), value), "native", **options)
+            found = run_factored(spoiled(batch, half, (row, k), value), implementation, **options)
             assert_only_one_bad(found, clean, np.nan)
 
 
@@ -84,7 +87,7 @@ def test_no_path(topology: Options, scales: Options) -> None:
         assert (found.d_am[BAD] == 0).all() and (found.d_lm[BAD] == 0).all()
         assert np.isfinite(found.d_lm).all() and np.isfinite(found.d_am).all()
     else:
-        assert_only_one_bad(found, without_bad(batch, **options), np.inf)
+        assert_only_one_bad(found, without_bad(batch, "native", **options), np.inf)
     if topology["topology"] == "regular":
         return
     for array, value in zip(batch.ranges, (3, 4, 0, 0), strict=True):
@@ -95,15 +98,16 @@ def test_no_path(topology: Options, scales: Options) -> None:
     assert np.isfinite(np.delete(found.loss, BAD)).all()
 
 
+@each_implementation
 @each_loss
 @pytest.mark.parametrize(
     ("field", "value"),
     [("labels", V), ("labels", 0), ("logit_lengths", T + 1), ("label_begins", -1)],
 )
-def test_values_in_jit(field: str, value: int, scales: Options) -> None:
+def test_values_in_jit(implementation: str, field: str, value: int, scales: Options) -> None:
     """Labels, lengths and begins out of range: NaN, zeros, nobody else."""
     batch = legal_batch()
-    clean = without_bad(batch, **scales)
+    clean = without_bad(batch, implementation, **scales)
     if field == "labels":
         labels = batch.labels.copy()
         labels[BAD, 2] = value
@@ -112,16 +116,17 @@ def test_values_in_jit(field: str, value: int, scales: Options) -> None:
         array = getattr(batch.ranges, field).copy()
         array[BAD] = value
         bad = batch._replace(ranges=batch.ranges._replace(**{field: array}))
-    assert_only_one_bad(run_factored(bad, "native", **scales), clean, np.nan)
+    assert_only_one_bad(run_factored(bad, implementation, **scales), clean, np.nan)
 
 
+@each_implementation
 @each_loss
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_padding(garbage: float, dtype: Any, scales: Options) -> None:
+def test_padding(implementation: str, garbage: float, dtype: Any, scales: Options) -> None:
     """Garbage in all frames, label positions and labels outside: same bits, exact zeros."""
     batch = legal_batch(dtype)
-    clean = run_factored(batch, "native", **scales)
+    clean = run_factored(batch, implementation, **scales)
     t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in batch.ranges)
     t, u = np.arange(T)[None], np.arange(U + 1)[None]
     frames = (t0 <= t) & (t < t1)
@@ -129,15 +134,16 @@ def test_padding(garbage: float, dtype: Any, scales: Options) -> None:
     am, lm, labels = (x.copy() for x in batch[:3])
     am[~frames], lm[~positions] = garbage, garbage
     labels[((u < u0) | (u >= u1))[:, :-1]] = -(2**31)
-    found = run_factored(FactoredBatch(am, lm, labels, batch.ranges), "native", **scales)
+    found = run_factored(FactoredBatch(am, lm, labels, batch.ranges), implementation, **scales)
     for one, two in zip(found, clean, strict=True):
         np.testing.assert_array_equal(one, two)
     assert (found.d_am[~frames] == 0).all() and (found.d_lm[~positions] == 0).all()
 
 
+@each_implementation
 @pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_forbidden(normalization: str, dtype: Any) -> None:
+def test_forbidden(implementation: str, normalization: str, dtype: Any) -> None:
     """-inf is legal in either half, whole rows of it too: values and gradients of the oracle."""
     rng = np.random.default_rng(1)
     options = {"normalization": normalization, "fastemit_lambda": 0.2}
@@ -145,7 +151,7 @@ def test_forbidden(normalization: str, dtype: Any) -> None:
     for half in batch[:2]:
         half[rng.random(half.shape) < 0.06] = -np.inf
         half[rng.random(half.shape[:2]) < 0.02] = -np.inf
-    wanted, found = simple_loss(batch, **options), run_factored(batch, "native", **options)
+    wanted, found = simple_loss(batch, **options), run_factored(batch, implementation, **options)
     assert np.isinf(wanted.loss).any() and np.isfinite(wanted.loss).sum() > 5
     tolerance = 1e-12 if dtype == np.float64 else 1e-5
     for one, two in zip(found, wanted, strict=True):
@@ -169,15 +175,16 @@ def test_smoothed_forbidden() -> None:
     assert (found.d_am[..., 4] == 0).all() and (found.d_lm[..., 4] == 0).all()
 
 
+@each_implementation
 @each_loss
-def test_dummy_rows(scales: Options) -> None:
+def test_dummy_rows(implementation: str, scales: Options) -> None:
     """Empty windows: exactly 0, zero gradient, even with NaN everywhere."""
     batch = legal_batch()
-    clean = without_bad(batch, **scales)
+    clean = without_bad(batch, implementation, **scales)
     for array in batch.ranges:
         array[BAD] = 0
     batch.am[BAD] = batch.lm[BAD] = np.nan
-    assert_only_one_bad(run_factored(batch, "native", **scales), clean, 0.0)
+    assert_only_one_bad(run_factored(batch, implementation, **scales), clean, 0.0)
 
 
 # --------------------------------------------------------------------------------------- messages

@@ -132,12 +132,12 @@ def compiled_on(mesh: Mesh, function: Any, batch: FactoredBatch, spec: P = DATA)
 
 
 def test_sharded_jit(implementation: str, batch: FactoredBatch, mesh: Mesh) -> None:
-    """No collective, although single frames are computed as the data needs it; vmapped, too."""
+    """No collective, although pure JAX computes frames as the data needs it; vmapped, too."""
     function = loss_and_grads(factored_function(implementation))
     for mapped in (function, jax.vmap(function)):
         found, text = compiled_on(mesh, mapped, batch)
         close(found, run_factored(batch, implementation))
-        assert not COLLECTIVES.findall(text) and " while(" in text
+        assert not COLLECTIVES.findall(text) and (" while(" in text) == (implementation == "xla")
         assert all(x.sharding.spec[0] == "data" for x in found)
 
 

@@ -21,7 +21,9 @@ from cases import (
     run,
     valid_cells,
 )
+from factored_cases import random_factored, run_factored
 from oracles_alignment import by_recursion
+from oracles_factored import FactoredBatch, simple_loss
 from packed_cases import random_packed
 from pruned_cases import TOPOLOGIES, random_pruned
 from test_packed import check_packed, check_skewed
@@ -187,3 +189,44 @@ def test_best_paths(target: str, options: Options) -> None:
             found = align_arcs(ArcsBatch(*planes, batch.ranges), "native", **options)
             assert_best(found, wanted, tolerance)
     check_packed_paths([40, 0, 7], [37, 3, 0], options)
+
+
+# Sizes on either side of the blocks that are multiplied at a time: 48 frames, 144 label positions,
+# 1024 bytes of classes, and tiles of 6 rows.
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize("sizes", [(49, 5, 259), (13, 143, 17), (7, 150, 130)], ids=str)
+def test_additive_joiner(target: str, sizes: tuple[int, int, int], dtype: Any) -> None:
+    """Values and gradients: NaN outside, forbidden classes, halves that peak far apart."""
+    rng = np.random.default_rng(6)
+    frames, labels, classes = sizes
+    for normalization in ("softmax", "hat", "none"):
+        options: Options = {"normalization": normalization, "blank_id": classes - 2}
+        options |= {"fastemit_lambda": 0.1}
+        batch = random_factored(rng, 4, frames, labels, classes, scale=2.0, dtype=dtype, **options)
+        am, lm = batch[:2]
+        scores = am[..., classes - 2].copy(), lm.copy()
+        am[rng.random(am.shape) < 0.02] = -np.inf
+        lm[rng.random(lm.shape) < 0.02] = -np.inf
+        am[..., classes - 2], lm[..., classes - 2] = scores[0], scores[1][..., classes - 2]
+        at_label = *np.indices(batch.labels.shape), batch.labels
+        lm[at_label] = scores[1][at_label]  # or there would be no path
+        am[2, frames // 2 :, 1] += np.asarray(150, dtype)
+        lm[2, : labels // 2, 3] += np.asarray(150, dtype)
+        wanted = simple_loss(batch, **options)
+        assert np.isfinite(wanted.loss).sum() > 1
+        found = run_factored(_nan_outside(batch), "native", **options)
+        tolerance = 1e-11 if dtype == jnp.float64 else 1e-4
+        np.testing.assert_allclose(found.loss, wanted.loss, rtol=tolerance, atol=tolerance)
+        stored = tolerance if dtype in (jnp.float64, jnp.float32) else float(jnp.finfo(dtype).eps)
+        for one, two in ((found.d_am, wanted.d_am), (found.d_lm, wanted.d_lm)):
+            bound = stored * np.maximum(1, np.abs(two))
+            assert (np.abs(one.astype(np.float64) - two) <= bound).all()
+
+
+def _nan_outside(batch: FactoredBatch) -> FactoredBatch:
+    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in batch.ranges)
+    t, u = np.arange(batch.am.shape[1])[None], np.arange(batch.lm.shape[1])[None]
+    frames, positions = (t0 <= t) & (t < t1), (u0 <= u) & (u <= u1) & (t0 < t1)
+    am, lm = batch.am.copy(), batch.lm.copy()
+    am[~frames], lm[~positions] = np.nan, np.nan
+    return batch._replace(am=am, lm=lm)

@@ -3,19 +3,23 @@ are also there as `*_score`, without posteriors; `best_path` and `packed_best_pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
 
-from .. import banded, reference
+from .. import banded, factored_reference, reference
 from .. import packed_lattice as packed_lattice_in_jax
 from ..best_path import best_path as reference_best_path
 from ..packed_best_path import packed_best_path as packed_best_path_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
+from .platforms import platforms_with
 from .primitive import CoreType, native_primitive
 
 _NORMALIZATION_CODES = {"softmax": 0, "none": 1, "hat": 2}
@@ -56,14 +60,13 @@ def _banded_attributes(topology: Topology, delay_penalty: float, num_labels: int
     }
 
 
-def _known_sizes(blank: Any) -> tuple[int, int]:
-    frames, cells = blank.shape
-    if not (isinstance(frames, int) and isinstance(cells, int)):
+def _known_sizes(*sizes: Any) -> tuple[int, ...]:
+    if not all(isinstance(size, int) for size in sizes):
         raise NotImplementedError(
-            f"the native lattice needs T and U to be known when lowering, got (T, U+1) = "
-            f"({frames}, {cells}). Export with symbolic batch dimensions only."
+            "the native kernels need T, U and V to be known when lowering, got sizes of "
+            f"{', '.join(map(str, sizes))}. Export with symbolic batch dimensions only."
         )
-    return frames, cells
+    return sizes
 
 
 def _lattice_workspace(
@@ -71,7 +74,7 @@ def _lattice_workspace(
 ) -> list[CoreType]:
     code = _TOPOLOGY_CODES[topology]
     elements = kernels.lattice_workspace_elements(
-        *_known_sizes(blank), code, with_posteriors, blank.dtype.itemsize
+        *_known_sizes(*blank.shape), code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
 
@@ -90,6 +93,11 @@ def _packed_workspace(
     return [((per_row * blank.shape[0] + per_utterance * offsets.shape[0],), blank.dtype)]
 
 
+def _best_path_workspace(kernels: ModuleType, blank: Any) -> list[CoreType]:
+    sizes = _known_sizes(*blank.shape)
+    return [((kernels.best_path_workspace_elements(*sizes, blank.dtype.itemsize),), blank.dtype)]
+
+
 def _packed_best_path_workspace(
     kernels: ModuleType, blank: Any, offsets: Any, num_labels: int
 ) -> list[CoreType]:
@@ -105,7 +113,7 @@ def _banded_workspace(
 ) -> list[CoreType]:
     code = _TOPOLOGY_CODES[topology]
     elements = kernels.banded_workspace_elements(
-        *_known_sizes(blank), num_labels, code, with_posteriors, blank.dtype.itemsize
+        *_known_sizes(*blank.shape), num_labels, code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
 
@@ -211,7 +219,11 @@ _best_path_p = native_primitive(
     attributes=lambda num_labels, **params: _lattice_attributes(**params),
     workspace=lambda kernels, blank, *_, **params: [
         (
-            (kernels.best_path_workspace_elements(*_known_sizes(blank), blank.dtype.itemsize),),
+            (
+                kernels.best_path_workspace_elements(
+                    *_known_sizes(*blank.shape), blank.dtype.itemsize
+                ),
+            ),
             blank.dtype,
         )
     ],
@@ -229,6 +241,42 @@ _packed_best_path_p = native_primitive(
     workspace=lambda kernels, blank, label, offsets, *_, num_labels, **params: (
         _packed_best_path_workspace(kernels, blank, offsets, num_labels)
     ),
+)
+
+
+def _factored_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
+    (frames, _), (cells, _) = am.shape, lm.shape
+    dtype = reference.accumulator_dtype(am.dtype)
+    return [(shape, dtype) for shape in [*[(frames, cells)] * 3, (frames,), (cells,)]]
+
+
+def _factored_fwd_workspace(kernels: ModuleType, am: Any, lm: Any) -> list[CoreType]:
+    elements = kernels.factored_forward_elements(*_known_sizes(*lm.shape))
+    return [((elements,), reference.accumulator_dtype(am.dtype))]
+
+
+def _factored_bwd_workspace(kernels: ModuleType, am: Any, lm: Any) -> list[CoreType]:
+    dtype = reference.accumulator_dtype(am.dtype)
+    sizes = _known_sizes(am.shape[0], *lm.shape)
+    return [((kernels.factored_backward_elements(*sizes, dtype.itemsize),), dtype)]
+
+
+_factored_fwd_p = native_primitive(
+    "jax_rnnt_factored_fwd",
+    core_ndim=2,
+    outputs=_factored_outputs,
+    fallback=factored_reference.factored_fwd,
+    attributes=_arcs_attributes,
+    workspace=lambda kernels, am, lm, *_, **params: _factored_fwd_workspace(kernels, am, lm),
+)
+
+_factored_bwd_p = native_primitive(
+    "jax_rnnt_factored_bwd",
+    core_ndim=2,
+    outputs=lambda am, lm, *_, **params: [(am.shape, am.dtype), (lm.shape, lm.dtype)],
+    fallback=factored_reference.factored_bwd,
+    attributes=_arcs_attributes,
+    workspace=lambda kernels, am, lm, *_, **params: _factored_bwd_workspace(kernels, am, lm),
 )
 
 
@@ -303,3 +351,33 @@ def packed_best_path(
     """`packed_best_path.packed_best_path` by the native kernel."""
     operands = align_varying_axes(blank, label, offsets, bounds)
     return tuple(_packed_best_path_p.bind(*operands, **params))
+
+
+def factored_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
+    """`factored_reference.factored_fwd` by the native kernel, where there is one."""
+    return _kernel_or(factored_reference.factored_fwd, _factored_fwd_p, operands, params)
+
+
+def factored_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
+    """`factored_reference.factored_bwd` by the native kernel, where there is one."""
+    return _kernel_or(factored_reference.factored_bwd, _factored_bwd_p, operands, params)
+
+
+def _kernel_or(
+    in_jax: Callable[..., tuple[jax.Array, ...]],
+    primitive: Primitive,
+    operands: tuple[jax.Array, ...],
+    params: dict[str, Any],
+) -> tuple[jax.Array, ...]:
+    """Chosen when lowering. Not by the primitive's own fallback: what `per_shard` needs to know of
+    devices is only there for what the program shows.
+    """
+
+    def kernel(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(primitive.bind(*align_varying_axes(*operands), native=False, **params))
+
+    default = partial(in_jax, **params)
+    platforms = platforms_with(primitive.name)
+    return jax.lax.platform_dependent(
+        *operands, default=default, **dict.fromkeys(platforms, kernel)
+    )

@@ -31,6 +31,11 @@ for _name in _cpu.registrations():
     jax.ffi.register_ffi_target_as_batch_partitionable(_name)
 
 
+def platforms_with(target: str) -> list[str]:
+    """The platforms that have a kernel of this name."""
+    return [name for name, module in KERNELS.items() if target in module.registrations()]
+
+
 def tile_bytes(*, cpu: int, gpu: int) -> int:
     """How much to compute at a time, on the platform that programs are compiled for by default."""
     return cpu if jax.default_backend() == "cpu" else gpu

@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from . import jax_versions
-from .platforms import HOW_TO_GET_CUDA, KERNELS
+from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 
 # A core type is the shape (without batch dimensions) and dtype of an output.
 CoreType = tuple[tuple[int, ...], Any]
@@ -29,11 +29,11 @@ def native_primitive(
     attributes: Callable[..., Mapping[str, Any]],
     workspace: Callable[..., Sequence[CoreType]] = lambda kernels, *avals, **params: (),
 ) -> Primitive:
-    """A primitive that runs `target` on CPU and CUDA, and `fallback`, in pure JAX, elsewhere.
+    """A primitive that runs `target` where there is one, and `fallback`, in pure JAX, elsewhere.
 
     Args:
       target: FFI target name; operands, then outputs, then workspaces are its buffers. All of them
-        have the same leading batch dimensions.
+        have the same leading batch dimensions. Platforms need not have a kernel of it.
       core_ndim: dimensions of the first operand that are not batch dimensions.
       outputs: `(*core avals, **params)` to the core types of the outputs.
       fallback: the same function of arrays in JAX.
@@ -102,9 +102,11 @@ def native_primitive(
         return lower_fallback(ctx, *operands, native=native, **params)
 
     mlir.register_lowering(primitive, lower_fallback)
-    mlir.register_lowering(primitive, lower_without_cuda_kernels, platform="cuda")
-    for platform, kernels in KERNELS.items():
-        mlir.register_lowering(primitive, partial(lower_native, kernels), platform=platform)
+    if "cuda" not in KERNELS:
+        mlir.register_lowering(primitive, lower_without_cuda_kernels, platform="cuda")
+    for platform in platforms_with(target):
+        lowering = partial(lower_native, KERNELS[platform])
+        mlir.register_lowering(primitive, lowering, platform=platform)
 
     def batch(args, dims, **params):
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)

@@ -144,7 +144,7 @@ class Arcs(NamedTuple):
         -> d_scores`, as `arcs_bwd`.
     """
 
-    forward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    forward: Callable[..., tuple[jax.Array, jax.Array, Any]]
     backward: Callable[..., tuple[jax.Array, ...]]
 
 

@@ -1,0 +1,158 @@
+#include "factored_calls.h"
+
+#include "ffi_decode.h"
+
+namespace jax_rnnt {
+namespace {
+
+struct FactoredSizes {
+  int64_t batch, frames, cells, classes;
+  DType dtype;
+
+  ffi::Error decode(const ffi::AnyBuffer& am, const ffi::AnyBuffer& lm, const Int32Buffer& labels,
+                    int64_t blank_id, int64_t normalization) {
+    const Dimensions dims = am.dimensions(), lm_dims = lm.dimensions();
+    if (dims.size() < 2) return shape_error("am", dims, "(*batch, T, V)");
+    const size_t leading = dims.size() - 2;
+    batch = product(dims, leading), frames = dims[leading], classes = dims.back();
+    if (!decode_dtype(am.element_type(), dtype)) {
+      return ffi::Error::InvalidArgument("jax_rnnt: am must be f32, f64, bf16 or f16");
+    }
+    if (lm_dims.size() != dims.size() || product(lm_dims, leading) != batch ||
+        lm_dims[leading] < 1 || lm_dims.back() != classes ||
+        lm.element_type() != am.element_type()) {
+      return shape_error("lm", lm_dims, "(*batch, U+1, V) in the dtype of am");
+    }
+    cells = lm_dims[leading];
+    if (elements(labels.dimensions()) != batch * (cells - 1)) {
+      return shape_error("labels", labels.dimensions(), "(*batch, U)");
+    }
+    if (blank_id < 0 || blank_id >= classes) {
+      return ffi::Error::InvalidArgument(
+          "jax_rnnt: blank_id " + std::to_string(blank_id) +
+          " is not a class of scores with V = " + std::to_string(classes));
+    }
+    return check_code("normalization", normalization, Normalization::kHat);
+  }
+
+  // Whether a buffer has so many elements of the accumulator's dtype.
+  template <class Buffer>
+  ffi::Error check(const char* name, const Buffer& buffer, int64_t count,
+                   const char* expected) const {
+    if (elements(buffer.dimensions()) == count &&
+        buffer.element_type() == accumulator_type(dtype)) {
+      return ffi::Error::Success();
+    }
+    return shape_error(name, buffer.dimensions(),
+                       std::string(expected) + " in the accumulator's dtype");
+  }
+  template <class Buffer>
+  ffi::Error check_plane(const char* name, const Buffer& buffer) const {
+    return check(name, buffer, batch * frames * cells, "(*batch, T, U+1)");
+  }
+  template <class Buffer>
+  ffi::Error check_tops(const Buffer& am_top, const Buffer& lm_top) const {
+    JAX_RNNT_RETURN_IF_ERROR(check("am_top", am_top, batch * frames, "(*batch, T)"));
+    return check("lm_top", lm_top, batch * cells, "(*batch, U+1)");
+  }
+
+  ffi::Error decode_workspace(AnyResult workspace, void*& data, int64_t& of_utterance) const {
+    if (workspace->element_type() != accumulator_type(dtype)) {
+      return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the accumulator's dtype");
+    }
+    data = workspace->untyped_data();
+    of_utterance = batch == 0 ? 0 : elements(workspace->dimensions()) / batch;
+    return ffi::Error::Success();
+  }
+};
+
+}  // namespace
+
+ffi::Error decode(FactoredForward& params, DType& dtype, ffi::AnyBuffer am, ffi::AnyBuffer lm,
+                  Int32Buffer labels, Int32Buffer bounds, AnyResult blank, AnyResult label,
+                  AnyResult denominators, AnyResult am_top, AnyResult lm_top, AnyResult workspace,
+                  int64_t blank_id, int64_t normalization) {
+  FactoredSizes s;
+  JAX_RNNT_RETURN_IF_ERROR(s.decode(am, lm, labels, blank_id, normalization));
+  JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, s.batch));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_plane("blank", *blank));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_plane("label", *label));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_plane("denominators", *denominators));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_tops(*am_top, *lm_top));
+  dtype = s.dtype;
+  params = {
+      .batch = s.batch,
+      .frames = s.frames,
+      .cells = s.cells,
+      .classes = s.classes,
+      .blank_id = blank_id,
+      .normalization = Normalization(normalization),
+      .am = am.untyped_data(),
+      .lm = lm.untyped_data(),
+      .labels = labels.typed_data(),
+      .bounds = reinterpret_cast<const Bounds*>(bounds.typed_data()),
+      .blank = blank->untyped_data(),
+      .label = label->untyped_data(),
+      .denominators = denominators->untyped_data(),
+      .am_top = am_top->untyped_data(),
+      .lm_top = lm_top->untyped_data(),
+      .workspace = nullptr,
+      .workspace_elements = 0,
+  };
+  return s.decode_workspace(workspace, params.workspace, params.workspace_elements);
+}
+
+ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi::AnyBuffer lm,
+                  Int32Buffer labels, ffi::AnyBuffer denominators, ffi::AnyBuffer am_top,
+                  ffi::AnyBuffer lm_top, ffi::AnyBuffer blank_weights, ffi::AnyBuffer label_weights,
+                  ffi::AnyBuffer cotangents, AnyResult am_gradient, AnyResult lm_gradient,
+                  AnyResult workspace, int64_t blank_id, int64_t normalization) {
+  FactoredSizes s;
+  JAX_RNNT_RETURN_IF_ERROR(s.decode(am, lm, labels, blank_id, normalization));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_plane("denominators", denominators));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_plane("blank_weights", blank_weights));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_plane("label_weights", label_weights));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_tops(am_top, lm_top));
+  JAX_RNNT_RETURN_IF_ERROR(s.check("cotangents", cotangents, s.batch, "(*batch,)"));
+  for (const auto& [name, gradient, of] :
+       {std::tuple<const char*, AnyResult&, const ffi::AnyBuffer&>{"am_gradient", am_gradient, am},
+        {"lm_gradient", lm_gradient, lm}}) {
+    if (elements(gradient->dimensions()) != elements(of.dimensions()) ||
+        gradient->element_type() != of.element_type()) {
+      return shape_error(name, gradient->dimensions(), "the scores' shape and dtype");
+    }
+  }
+  dtype = s.dtype;
+  params = {
+      .batch = s.batch,
+      .frames = s.frames,
+      .cells = s.cells,
+      .classes = s.classes,
+      .blank_id = blank_id,
+      .normalization = Normalization(normalization),
+      .am = am.untyped_data(),
+      .lm = lm.untyped_data(),
+      .labels = labels.typed_data(),
+      .denominators = denominators.untyped_data(),
+      .am_top = am_top.untyped_data(),
+      .lm_top = lm_top.untyped_data(),
+      .blank_weights = blank_weights.untyped_data(),
+      .label_weights = label_weights.untyped_data(),
+      .cotangents = cotangents.untyped_data(),
+      .am_gradient = am_gradient->untyped_data(),
+      .lm_gradient = lm_gradient->untyped_data(),
+      .workspace = nullptr,
+      .workspace_elements = 0,
+  };
+  return s.decode_workspace(workspace, params.workspace, params.workspace_elements);
+}
+
+ffi::Error check_workspace(const FactoredForward& params, int64_t needed_elements) {
+  return check_workspace(params.batch, params.workspace_elements, needed_elements);
+}
+
+ffi::Error check_workspace(const FactoredBackward& params, int64_t needed_elements) {
+  return check_workspace(params.batch, params.workspace_elements, needed_elements);
+}
+
+}  // namespace jax_rnnt
