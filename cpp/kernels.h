@@ -70,7 +70,7 @@ struct ArcsBackward {
   const void* blank_weights;  // plane, d log-likelihood / d blank arc
   const void* label_weights;  // plane
   const void* cotangents;     // (batch,), of the loss
-  void* gradient;             // as logits
+  void* gradient;             // as logits, or in their memory
 };
 
 // Packed rows: instead of a plane of its own, each of a number of utterances has as many of a

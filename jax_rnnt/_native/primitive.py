@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from . import jax_versions
+from .in_place import call_in_place, pays_in_place
 from .platforms import HOW_TO_GET_CUDA, KERNELS
 
 # A core type is the shape (without batch dimensions) and dtype of an output.
@@ -28,6 +29,7 @@ def native_primitive(
     fallback: Callable[..., Sequence[jax.Array]],
     attributes: Callable[..., Mapping[str, Any]],
     workspace: Callable[..., Sequence[CoreType]] = lambda kernels, *avals, **params: (),
+    in_place: bool = False,
 ) -> Primitive:
     """A primitive that runs `target` on CPU and CUDA, and `fallback`, in pure JAX, elsewhere.
 
@@ -40,6 +42,8 @@ def native_primitive(
       attributes: `**params` to FFI attributes.
       workspace: `(kernels, *core avals, **params)` to core types of scratch outputs, which the
         primitive hides; `kernels` is the platform's extension module.
+      in_place: whether the target may get one buffer as its first operand and its only output, and
+        looks at no other operand's shape; it has no workspace.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.
@@ -67,6 +71,8 @@ def native_primitive(
 
     def lower_native(kernels: ModuleType, ctx, *operands, native, **params):
         del native
+        if in_place and pays_in_place(ctx, operands[0]):
+            return call_in_place(target, ctx, operands, attributes(**params))
         n = batch_dims(ctx.avals_in)
         scratch = output_types(partial(workspace, kernels), ctx.avals_in, params)
         ctx = ctx.replace(avals_out=[*ctx.avals_out, *scratch])
