@@ -7,11 +7,9 @@ the program that are not donated. So it is worth it only for operands that need 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
 from . import jax_versions
@@ -27,11 +25,11 @@ def pays_in_place(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value) -> bool
     if not jax_versions.is_for_one_device(ctx):
         return False  # the partitioner forgets what is in place
     if jax_versions.is_for_export(ctx):
-        return False  # nothing is known of the callers, which see arguments of the program only
+        return False  # calls "LayoutConstraint", of which JAX promises nothing in later versions
     operand_type: Any = operand.type
     devices = jax_versions.num_partitions(ctx)
     return operand_type.has_static_shape and not any(
-        _may_be(operand_type, argument, devices) for argument in jax_versions.arguments_kept(ctx)
+        _may_be(operand_type, argument, devices) for argument in jax_versions.kept_arguments(ctx)
     )
 
 
@@ -47,32 +45,15 @@ def _may_be(operand: Any, argument: Any, devices: int) -> bool:
     return rest == 0 and parts > 0 and devices % parts == 0
 
 
-def call_in_place(
-    target: str,
-    ctx: mlir.LoweringRuleContext,
-    operands: Sequence[mlir.ir.Value],
-    attributes: Mapping[str, Any],
-) -> Sequence[Any]:
-    """Calls `target`, whose only result takes the memory of the first operand.
+def to_be_written_over(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value) -> mlir.ir.Value:
+    """The first operand for a call whose result takes its memory.
 
-    To a call that asks for the layouts of its buffers, XLA gives a copy of such an operand, to drop
-    it later; but on a CPU that copy has become one with the operation before it by then. So this
-    one asks for none. The first operand gets its layout from the value it is, and with it the
-    result, which is the same buffer; the others are flat.
+    For such a call XLA makes a copy of the operand, to drop it later where nothing needs it. On a
+    CPU that is too late: by then the copy is part of the operation that computes the operand.
+    Asking for a layout, the one that it has anyway, keeps the two apart until then.
     """
     aval = ctx.avals_in[0]
-    row_major = jax.ffi.ffi_lowering("LayoutConstraint", api_version=1)
-    (first,) = row_major(ctx.replace(avals_in=[aval], avals_out=[aval]), operands[0])
-    call = jax.ffi.ffi_lowering(
-        target,
-        skip_ffi_layout_processing=True,
-        operand_output_aliases={0: 0},
-        result_types=[operands[0].type],
-    )
-    return call(ctx, first, *map(_flat, operands[1:]), **attributes)
-
-
-def _flat(x: mlir.ir.Value) -> mlir.ir.Value:
-    tensor_type: Any = x.type
-    shape = [math.prod(tensor_type.shape)]
-    return stablehlo.reshape(mlir.ir.RankedTensorType.get(shape, tensor_type.element_type), x)
+    constraint = jax.ffi.ffi_lowering("LayoutConstraint", api_version=1)
+    (result,) = constraint(ctx.replace(avals_in=[aval], avals_out=[aval]), operand)
+    assert isinstance(result, mlir.ir.Value)
+    return result

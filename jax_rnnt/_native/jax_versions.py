@@ -95,17 +95,21 @@ def num_partitions(ctx: mlir.LoweringRuleContext) -> int:
 
 
 def is_for_one_device(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether the compiler will not divide the op among devices: one, or all axes are manual."""
-    mesh = getattr(getattr(ctx.avals_in[0], "sharding", None), "mesh", None)
-    manual = mesh is not None and mesh.axis_names and set(mesh.manual_axes) == set(mesh.axis_names)
-    return bool(manual) or num_partitions(ctx) == 1
+    """Whether the compiler will not divide an op: on one device, or where all axes are manual."""
+    if num_partitions(ctx) == 1:
+        return True
+    sharding = getattr(ctx.avals_in[0], "sharding", None)
+    if sharding is None:
+        return False
+    axes = set(sharding.mesh.axis_names)
+    return bool(axes) and axes == set(sharding.mesh.manual_axes)
 
 
 def is_for_export(ctx: mlir.LoweringRuleContext) -> bool:
     return ctx.module_context.lowering_parameters.for_export
 
 
-def arguments_kept(ctx: mlir.LoweringRuleContext) -> list[mlir.ir.Type]:
+def kept_arguments(ctx: mlir.LoweringRuleContext) -> list[mlir.ir.Type]:
     """The types of the program's arguments that are not donated."""
     main: Any = ctx.module_context.symbol_table["main"]
     return [
