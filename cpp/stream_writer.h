@@ -36,14 +36,13 @@ JAX_RNNT_INLINE void finish_streaming() {
 
 enum class Writing {
   kDirect,    // to where the elements belong
-  kInPlace,   // after a while, since they take the place of what they are computed from
-  kStreamed,  // after a while, in whole cache lines that pass the caches by
+  kInPlace,   // collected: they take the place of what they are computed from
+  kStreamed,  // collected, and past the caches
 };
 
 // Takes the elements of an array in order, up to kCapacity at a time: they are put at next(), where
-// a vector may reach over their end, and then counted by add(). Unless they are written directly,
-// they are collected first, and leave on a later call of next(): what the elements since the last
-// such call are computed from, and all that follows it, is still there.
+// a vector may reach over their end, and then counted by add(). What is collected leaves in whole
+// cache lines when next() is called again; then only what has been counted is written over.
 template <class In>
 class StreamWriter {
  public:

@@ -30,12 +30,6 @@ int group_size(int64_t classes) {
   return kWarp;
 }
 
-// The lanes of a warp that share the calling lane's row.
-template <int kGroup>
-__device__ __forceinline__ unsigned group_mask() {
-  return (kAllLanes >> (kWarp - kGroup)) << (threadIdx.x % kWarp / kGroup * kGroup);
-}
-
 inline int64_t blocks_for_rows(int64_t rows, int group) {
   const int64_t rows_per_block = kRowThreads / group;
   return (rows + rows_per_block - 1) / rows_per_block;
