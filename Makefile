@@ -13,7 +13,8 @@ CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev
 # The pure-JAX implementation is the same there as on the CPU.
 EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.py test_bad_input.py \
                   test_properties.py test_regressions.py test_pruning.py test_wide_lattice.py \
-                  test_packed.py test_packed_alignment.py test_alignment.py test_joint.py) \
+                  test_packed.py test_packed_alignment.py test_alignment.py test_joint.py \
+                  test_in_place.py) \
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices) -k "not xla"

@@ -147,7 +147,17 @@ struct RowWeights {
   T cotangent;
   T clamp;
   int64_t label_id;  // -1 where there is none
+  T hat_blank;       // unit gradient at blank, with "hat"
+
+  JAX_RNNT_INLINE_MEMBER bool dead() const { return blank == 0 && label == 0; }
 };
+
+// For "hat", from the score of blank.
+template <class T>
+JAX_RNNT_INLINE T gradient_of_hat_blank(T z, T blank, T label) {
+  const T e = exp_nonpositive<T>(broadcast<T>(z < 0 ? z : -z))[0];
+  return (label * (z < 0 ? e : T(1)) - blank * (z < 0 ? T(1) : e)) / (1 + e);
+}
 
 // For weights b, l and p = softmax(x), minus the log-likelihood has the gradient
 //   softmax: (b + l) p - b [blank] - l [label]
@@ -166,12 +176,6 @@ JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end
   const T scale = kHat ? w.label : w.blank + w.label;
   // Where only blank has weight, "hat" has no use for the other classes, which may be anything.
   const bool spread = !kHat || scale != 0;
-  T hat_blank = 0;
-  if constexpr (kHat) {
-    const T z = load_scalar(x + blank_id);
-    const T e = exp_nonpositive<T>(broadcast<T>(z < 0 ? z : -z))[0];
-    hat_blank = (w.label * (z < 0 ? e : T(1)) - w.blank * (z < 0 ? T(1) : e)) / (1 + e);
-  }
   const auto weighted = [&](Vec<T> unit) __attribute__((always_inline)) {
     if constexpr (kClamp) {
       unit = unit < -w.clamp ? broadcast<T>(-w.clamp) : unit;
@@ -186,7 +190,7 @@ JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end
     const IntVec<T> classes = lane_index<T>();
     Vec<T> unit = softmax(v);
     unit = classes == Int<T>(w.label_id - i) ? unit - w.label : unit;
-    const Vec<T> blank_unit = kHat ? broadcast<T>(hat_blank) : unit - w.blank;
+    const Vec<T> blank_unit = kHat ? broadcast<T>(w.hat_blank) : unit - w.blank;
     return weighted(classes == Int<T>(blank_id - i) ? blank_unit : unit);
   };
   const int64_t full = begin + (end - begin) / L * L;
@@ -247,14 +251,8 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
   const T* label = static_cast<const T*>(p.label_weights);
   const T* denominators = static_cast<const T*>(p.denominators);
   const RowReader<In> read{logits + p.batch * p.frames * p.cells * V};
-  // Classes [from, to) of a row.
-  const auto write = [&](int64_t row, int64_t from, int64_t to,
-                         In* out) __attribute__((always_inline)) {
-    if (blank[row] == 0 && label[row] == 0) {
-      __builtin_memset(out, 0, (to - from) * sizeof(In));
-      return;
-    }
-    const RowWeights<T> w{
+  const auto weights_of = [&](int64_t row) __attribute__((always_inline)) {
+    RowWeights<T> w{
         .blank = blank[row],
         .label = label[row],
         .denominator = denominators[row],
@@ -262,8 +260,20 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
         .clamp = T(p.clamp),
         // Without weight there is no label here, but padding, which may well equal blank.
         .label_id = label[row] != 0 ? label_of(row) : -1,
+        .hat_blank = 0,
     };
-    if (p.normalization == Normalization::kNone) {
+    if (kHat && !w.dead()) {
+      w.hat_blank =
+          gradient_of_hat_blank<T>(load_scalar(logits + row * V + p.blank_id), w.blank, w.label);
+    }
+    return w;
+  };
+  // Classes [from, to) of a row.
+  const auto write = [&](int64_t row, const RowWeights<T>& w, int64_t from, int64_t to,
+                         In* out) __attribute__((always_inline)) {
+    if (w.dead()) {
+      __builtin_memset(out, 0, (to - from) * sizeof(In));
+    } else if (p.normalization == Normalization::kNone) {
       gradient_of_log_probs(from, to, p.blank_id, w, out);
     } else {
       gradient_of_classes<kHat, kClamp>(logits + row * V, from, to, p.blank_id, w, read, out,
@@ -275,15 +285,19 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
     for (int64_t row = begin; row < end;) {
       const int64_t rows = end - row < most ? end - row : most;
       In* out = writer.next(rows * V);
-      for (const int64_t stop = row + rows; row < stop; ++row, out += V) write(row, 0, V, out);
+      for (const int64_t stop = row + rows; row < stop; ++row, out += V) {
+        write(row, weights_of(row), 0, V, out);
+      }
       writer.add(rows * V);
     }
     return;
   }
   for (int64_t row = begin; row < end; ++row) {
+    // Once: in place, the score of blank is gone after the first piece.
+    const RowWeights<T> w = weights_of(row);
     for (int64_t from = 0; from < V; from += kPiece) {
       const int64_t to = V - from < kPiece ? V : from + kPiece;
-      write(row, from, to, writer.next(to - from));
+      write(row, w, from, to, writer.next(to - from));
       writer.add(to - from);
     }
   }
@@ -295,9 +309,12 @@ void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   using T = Accumulator<In>;
   const int64_t frame_elements = p.cells * p.classes;
   In* const gradient = static_cast<In*>(p.gradient);
-  const bool stream = p.batch * p.frames * frame_elements * int64_t(sizeof(In)) > kMostCached;
-  StreamWriter<In> writer(gradient + begin * frame_elements, gradient + end * frame_elements,
-                          stream);
+  const bool large = p.batch * p.frames * frame_elements * int64_t(sizeof(In)) > kMostCached;
+  // Not streamed in place, where the lines are in the cache: they have just been read.
+  const Writing how = p.gradient == p.logits ? Writing::kInPlace
+                      : large                ? Writing::kStreamed
+                                             : Writing::kDirect;
+  StreamWriter<In> writer(gradient + begin * frame_elements, gradient + end * frame_elements, how);
   const T* cotangents = static_cast<const T*>(p.cotangents);
   if (p.frames == 1 && p.cells == 1 && p.labels_per_utterance == 1) {
     arcs_backward_rows<kHat, kClamp, In>(

@@ -74,7 +74,7 @@ auto arcs_bwd_signature() {
       .template Arg<ffi::AnyBuffer>()  // blank_weights
       .template Arg<ffi::AnyBuffer>()  // label_weights
       .template Arg<ffi::AnyBuffer>()  // cotangents
-      .template Ret<ffi::AnyBuffer>()  // gradient
+      .template Ret<ffi::AnyBuffer>()  // gradient, which may be in the memory of the logits
       .template Attr<int64_t>("blank_id")
       .template Attr<int64_t>("normalization")
       .template Attr<double>("clamp");

@@ -38,7 +38,7 @@ constexpr auto arcs_bwd = [](Pool pool, auto... operands) -> ffi::Error {
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   const Kernels& kernels = active_kernels();
   const int64_t frame_bytes = p.cells * p.classes * bytes_of(dtype);
-  prefer_huge_pages(p.gradient, p.batch * p.frames * frame_bytes);
+  if (p.gradient != p.logits) prefer_huge_pages(p.gradient, p.batch * p.frames * frame_bytes);
   parallel_for(pool, p.batch * p.frames, 2 * frame_bytes,
                [&](int64_t begin, int64_t end) { kernels.arcs_backward(p, dtype, begin, end); });
   return ffi::Error::Success();

@@ -70,7 +70,7 @@ struct ArcsBackward {
   const void* blank_weights;  // plane, d log-likelihood / d blank arc
   const void* label_weights;  // plane
   const void* cotangents;     // (batch,), of the loss
-  void* gradient;             // as logits
+  void* gradient;             // as logits, or in their memory
 };
 
 // Arcs of the additive joiner, whose logits are am[t] + lm[u], for one batch. Scores are relative

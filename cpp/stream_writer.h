@@ -36,17 +36,23 @@ JAX_RNNT_INLINE void finish_streaming() {
 #endif
 }
 
+enum class Writing {
+  kDirect,    // to where the elements belong
+  kInPlace,   // collected: they take the place of what they are computed from
+  kStreamed,  // collected, and past the caches
+};
+
 // Takes the elements of an array in order, up to kCapacity at a time: they are put at next(), where
-// a vector may reach over their end, and then counted by add(). With `stream` they are collected,
-// and leave in whole cache lines.
+// a vector may reach over their end, and then counted by add(). What is collected leaves in whole
+// cache lines when next() is called again; then only what has been counted is written over.
 template <class In>
 class StreamWriter {
  public:
   static constexpr int64_t kCapacity = 2048 / sizeof(In);
 
   // Of the elements [target, end), which nobody else writes.
-  JAX_RNNT_INLINE_MEMBER StreamWriter(In* target, In* end, bool stream)
-      : target_(target), end_(end), stream_(stream) {
+  JAX_RNNT_INLINE_MEMBER StreamWriter(In* target, In* end, Writing how)
+      : target_(target), end_(end), how_(how) {
     begin_ = size_ = int64_t(reinterpret_cast<uintptr_t>(target) % kCacheLine / sizeof(In));
     target_ -= begin_;
   }
@@ -54,20 +60,20 @@ class StreamWriter {
 
   // Where the next `count` elements go; they may be followed by others up to limit().
   JAX_RNNT_INLINE_MEMBER In* next(int64_t count) {
-    if (!stream_) return target_ + size_;
+    if (how_ == Writing::kDirect) return target_ + size_;
     if (size_ + count > kCapacity + kLine) flush();
     return buffer_ + size_;
   }
   JAX_RNNT_INLINE_MEMBER const In* limit() const {
-    return stream_ ? buffer_ + sizeof(buffer_) / sizeof(In) : end_;
+    return how_ == Writing::kDirect ? end_ : buffer_ + sizeof(buffer_) / sizeof(In);
   }
   JAX_RNNT_INLINE_MEMBER void add(int64_t count) { size_ += count; }
 
   JAX_RNNT_INLINE_MEMBER void finish() {
-    if (!stream_) return;
+    if (how_ == Writing::kDirect) return;
     flush();
     __builtin_memcpy(target_ + begin_, buffer_ + begin_, (size_ - begin_) * sizeof(In));
-    finish_streaming();
+    if (how_ == Writing::kStreamed) finish_streaming();
   }
 
  private:
@@ -81,7 +87,12 @@ class StreamWriter {
       __builtin_memcpy(target_ + begin_, buffer_ + begin_, (kLine - begin_) * sizeof(In));
       from = kLine;
     }
-    stream_lines(target_ + from, buffer_ + from, (whole - from) * sizeof(In));
+    const int64_t bytes = (whole - from) * sizeof(In);
+    if (how_ == Writing::kStreamed) {
+      stream_lines(target_ + from, buffer_ + from, bytes);
+    } else {
+      __builtin_memcpy(target_ + from, buffer_ + from, bytes);
+    }
     store(buffer_, load<Line>(buffer_ + whole));
     target_ += whole;
     size_ -= whole;
@@ -94,7 +105,7 @@ class StreamWriter {
 
   In* target_;  // of the buffer's first element, on a cache line
   In* const end_;
-  const bool stream_;
+  const Writing how_;
   int64_t begin_, size_;  // the elements [begin, size) of the buffer are there
   alignas(kCacheLine) In buffer_[kCapacity + 3 * kLine];
 };

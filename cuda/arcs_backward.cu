@@ -1,4 +1,8 @@
 // Arc weights to the gradient of the scores: each logit is read once, each gradient written once.
+//
+// The gradient may be in the memory of the logits. Each vector is written by the lane that has read
+// it; of a vector that rows share, a lane writes the elements of its own row, and has no use for
+// the others, whatever they are by then. No load of logits may be a non-coherent one (`__ldg`).
 #include "kernels.h"
 #include "launch.h"
 #include "rows.h"
@@ -60,6 +64,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   row_gradient.clamp = p.clamp > 0 ? T(p.clamp) : Constants<T>::kInfinity;
   row_gradient.cotangent = static_cast<const T*>(p.cotangents)[cell.batch];
   if (hat && reads) {
+    // In place, another lane may have written over it: then this is not the lane that uses it.
     const T z = widen(logits[index * p.classes + p.blank_id]);
     const T e = exp_nonpositive(z < 0 ? z : -z);
     row_gradient.at_blank = (label * (z < 0 ? e : T(1)) - blank * (z < 0 ? T(1) : e)) / (1 + e);

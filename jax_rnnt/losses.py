@@ -52,7 +52,8 @@ def rnnt_loss(
     """RNN-Transducer loss: minus the log-probability of the labels, summed over all alignments.
 
     The log-softmax is fused: beside the logits and their gradient, memory is a few `(T, U+1)`
-    planes.
+    planes. The native gradient takes the memory of the logits where nothing else needs them: in a
+    jitted training step that computes them, or donated.
 
     Args:
       logits: `(*batch, T, U+1, V)` float32, float64, bfloat16 or float16: output of the joint

@@ -45,6 +45,7 @@ CLEAN = {
 }
 CLEAN_OTHERS = re.compile(r"ERROR SUMMARY: 0 errors")
 ALL_RAN = "cases ran"
+IN_PLACE = "in place"  # the first operand is donated
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cuda",
@@ -87,6 +88,7 @@ def arcs_cases() -> Iterator[Case]:
                 yield f"arcs_fwd {what}", partial(arcs_fwd, options), (logits, labels, bounds)
                 operands = (logits, labels, *planes, cotangents)
                 yield f"arcs_bwd {what}", partial(arcs_bwd, options), operands
+                yield f"arcs_bwd {IN_PLACE} {what}", partial(arcs_bwd, options), operands
 
 
 def lattice_cases() -> Iterator[Case]:
@@ -144,7 +146,8 @@ def run_cases(every: int) -> None:
     cases = [*arcs_cases(), *lattice_cases(), *packed_cases(), *banded_cases()][::every]
     for what, function, operands in cases:
         try:
-            jax.block_until_ready(jax.jit(function)(*operands))
+            donated = (0,) if IN_PLACE in what else ()
+            jax.block_until_ready(jax.jit(function, donate_argnums=donated)(*operands))
         except Exception as error:
             raise RuntimeError(what) from error
     print(len(cases), ALL_RAN, "on", jax.devices()[0].device_kind, flush=True)

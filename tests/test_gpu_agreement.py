@@ -120,7 +120,9 @@ def lattice_operands(shape: tuple[int, ...], dtype: Any, options: Options) -> tu
 @pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_arcs(places: tuple[jax.Device, jax.Device], normalization: Any, dtype: Any) -> None:
-    """Forward; and backward from one and the same posteriors, with and without a clamp."""
+    """Forward; and backward from one and the same posteriors, with and without a clamp, elsewhere
+    and, bit for bit the same, in place of the logits.
+    """
     for shape in ARCS_SHAPES:
         operands = arcs_operands(shape, dtype, normalization)
         forward = partial(arcs_fwd, ArcsOptions(normalization=normalization))
@@ -137,6 +139,9 @@ def test_arcs(places: tuple[jax.Device, jax.Device], normalization: Any, dtype: 
             operands = logits, labels, denominators, *posteriors, cotangents
             cpu, gpu = (run_on(place, backward, *operands) for place in places)
             assert_gradients_agree(gpu, cpu, promised(dtype))
+            donating = jax.jit(backward, donate_argnums=0)
+            in_place = jax.device_get(donating(*jax.device_put(operands, places[1])))
+            np.testing.assert_array_equal(in_place, gpu)
 
 
 @pytest.mark.parametrize("dtype", WIDE, **dtype_name)

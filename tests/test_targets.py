@@ -26,6 +26,7 @@ from oracles_alignment import by_recursion
 from oracles_factored import FactoredBatch, simple_loss
 from packed_cases import random_packed
 from pruned_cases import TOPOLOGIES, random_pruned
+from test_in_place import check_same_numbers
 from test_packed import check_packed, check_skewed
 from test_packed_alignment import check_packed_paths
 from test_pruning import check_pruned
@@ -65,6 +66,12 @@ def test_rows(target: str, dtype: Any, normalization: str) -> None:
     for classes in (2, 5, 20, 70, 300):
         batch = random_batch(rng, 6, 5, 3, classes, scale=2.0, dtype=dtype, **options)
         check_dtype(batch, "native", dtype, options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+def test_in_place(target: str, dtype: Any) -> None:
+    """The gradient in the memory of the logits: rows in groups, and in parts."""
+    check_same_numbers([2, 28, 129, 1025], dtype, "hat")
 
 
 # Labels a frame has one more row than, and classes: around multiples of all vector widths, and of

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -85,6 +86,37 @@ def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dty
 def uses_shardy() -> bool:
     """Whether programs are partitioned by Shardy, which wants a rule for each custom call."""
     return bool(getattr(jax.config, "jax_use_shardy_partitioner", True))
+
+
+def num_partitions(ctx: mlir.LoweringRuleContext) -> int:
+    """Among how many devices the program is divided, by the compiler or by `shard_map`."""
+    attributes = ctx.module_context.module.operation.attributes
+    return mlir.ir.IntegerAttr(attributes["mhlo.num_partitions"]).value
+
+
+def is_for_one_device(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the compiler will not divide an op: on one device, or where all axes are manual."""
+    if num_partitions(ctx) == 1:
+        return True
+    sharding = getattr(ctx.avals_in[0], "sharding", None)
+    if sharding is None:
+        return False
+    axes = set(sharding.mesh.axis_names)
+    return bool(axes) and axes == set(sharding.mesh.manual_axes)
+
+
+def is_for_export(ctx: mlir.LoweringRuleContext) -> bool:
+    return ctx.module_context.lowering_parameters.for_export
+
+
+def kept_arguments(ctx: mlir.LoweringRuleContext) -> list[mlir.ir.Type]:
+    """The types of the program's arguments that are not donated."""
+    main: Any = ctx.module_context.symbol_table["main"]
+    return [
+        argument
+        for argument, attributes in zip(main.type.inputs, main.arg_attrs, strict=True)
+        if not any(name in attributes for name in ("jax.buffer_donor", "tf.aliasing_output"))
+    ]
 
 
 def without_explicit_axes(

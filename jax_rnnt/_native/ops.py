@@ -137,6 +137,7 @@ _arcs_bwd_p = native_primitive(
         **_arcs_attributes(**params),
         "clamp": np.float64(clamp or 0.0),
     },
+    in_place=True,
 )
 
 _lattice_p = native_primitive(

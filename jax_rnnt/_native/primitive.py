@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from . import jax_versions
+from .in_place import pays_in_place, to_be_written_over
 from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 
 # A core type is the shape (without batch dimensions) and dtype of an output.
@@ -28,6 +29,7 @@ def native_primitive(
     fallback: Callable[..., Sequence[jax.Array]],
     attributes: Callable[..., Mapping[str, Any]],
     workspace: Callable[..., Sequence[CoreType]] = lambda kernels, *avals, **params: (),
+    in_place: bool = False,
 ) -> Primitive:
     """A primitive that runs `target` where there is one, and `fallback`, in pure JAX, elsewhere.
 
@@ -40,6 +42,7 @@ def native_primitive(
       attributes: `**params` to FFI attributes.
       workspace: `(kernels, *core avals, **params)` to core types of scratch outputs, which the
         primitive hides; `kernels` is the platform's extension module.
+      in_place: whether the first output may be in the memory of the first operand.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.
@@ -78,9 +81,12 @@ def native_primitive(
         rule = sharding_rule(n, ctx.avals_in, ctx.avals_out)
         if rule is not None and jax_versions.uses_shardy():
             extra["sdy.sharding_rule"] = mlir.ir.Attribute.parse(rule)
-        results = jax.ffi.ffi_lowering(target, extra_attributes=extra)(
-            ctx, *operands, **attributes(**params)
-        )
+        aliases: dict[int, int] | None = None  # of operands with results
+        if in_place and pays_in_place(ctx, operands[0]):
+            aliases = {0: 0}
+            operands = (to_be_written_over(ctx, operands[0]), *operands[1:])
+        call = jax.ffi.ffi_lowering(target, extra_attributes=extra, operand_output_aliases=aliases)
+        results = call(ctx, *operands, **attributes(**params))
         return results[: len(results) - len(scratch)]
 
     def lower_fallback(ctx, *operands, native, **params):

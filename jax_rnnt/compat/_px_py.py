@@ -183,7 +183,7 @@ def _arcs_fwd(arcs, scores, labels, bounds):
 def _arcs_bwd(arcs, residuals, weights):
     scores, *rest = align_varying_axes(*residuals, *weights)
     # `backward` is that of minus the sum of weights times arcs.
-    less = jnp.full_like(rest[2][..., 0, 0], -1)
+    less = jnp.full_like(rest[-1][..., 0, 0], -1)
     return arcs.backward(*scores, *rest, less), None, None
 
 
