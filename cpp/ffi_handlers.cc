@@ -1,9 +1,8 @@
 #include "ffi_handlers.h"
 
-#include <memory>
-
 #include "best_path_calls.h"
 #include "dispatch.h"
+#include "lattice_threads.h"
 #include "memory.h"
 #include "packed_calls.h"
 #include "parallel.h"
@@ -44,29 +43,6 @@ constexpr auto arcs_bwd = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
-// Lattices with fewer cells take less time than it takes to wake a thread.
-constexpr int64_t kSharedCells = 1 << 14;
-
-// Two threads to an utterance: all of the inward steps begin before the outward ones.
-void share_lattices(Pool& pool, const Kernels& kernels, const Lattice& p, DType dtype,
-                    int64_t bytes_per_step) {
-  using Step = LatticeStep;
-  const auto inward_steps = std::make_unique<Finished[]>(p.batch);
-  parallel_for(pool, 4 * p.batch, bytes_per_step, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / 2 % p.batch;
-      const bool first = item % 2 == 0;
-      if (item < 2 * p.batch) {
-        kernels.lattice_step(p, dtype, b, first ? Step::kFirstInward : Step::kSecondInward);
-        inward_steps[b].add();
-      } else {
-        inward_steps[b].wait_for(2);
-        kernels.lattice_step(p, dtype, b, first ? Step::kFirstOutward : Step::kSecondOutward);
-      }
-    }
-  });
-}
-
 // All utterances of `planes` planes of as many cells.
 ffi::Error run_lattice(Pool& pool, const Lattice& p, DType dtype, int64_t planes, int64_t cells) {
   const int64_t plane_bytes = planes * cells * bytes_of(dtype);
@@ -75,16 +51,7 @@ ffi::Error run_lattice(Pool& pool, const Lattice& p, DType dtype, int64_t planes
     prefer_huge_pages(p.blank_posteriors, plane_bytes);
     prefer_huge_pages(p.label_posteriors, plane_bytes);
   }
-  const Kernels& kernels = active_kernels();
-  const int64_t threads = pool.num_threads();
-  const int64_t cells_per_utterance = p.batch == 0 ? 0 : planes * cells / p.batch;
-  // A cell costs a few nanoseconds, as much as streaming some tens of bytes.
-  if (threads > 1 && p.batch < 2 * threads && cells_per_utterance >= kSharedCells) {
-    share_lattices(pool, kernels, p, dtype, cells_per_utterance * 16);
-  } else {
-    parallel_for(pool, p.batch, cells_per_utterance * 64,
-                 [&](int64_t begin, int64_t end) { kernels.lattice(p, dtype, begin, end); });
-  }
+  run_lattices(pool, active_kernels(), p, dtype, p.batch == 0 ? 0 : planes * cells / p.batch);
   return ffi::Error::Success();
 }
 

@@ -129,8 +129,8 @@ struct Lattice {
   }
 };
 
-// Steps of one utterance's lattice, which different threads may take: the two inward ones at the same
-// time, and after both, the two outward ones at the same time.
+// Steps of one utterance's lattice, which different threads may take: the two inward ones at the
+// same time, and after both, the two outward ones at the same time.
 enum class LatticeStep { kFirstInward, kSecondInward, kFirstOutward, kSecondOutward };
 
 // The recursion over the arcs of a band, for one batch: the S cells of frame t are those of label

@@ -14,18 +14,18 @@
 // to [1, 2) and exponents to the front's maximum every kBlock fronts; in between a mantissa stays
 // within 2^-16 .. 2^24.
 //
-// Halves. alpha runs from the first front to the middle one and beta from the last one, each without
-// the other: by two threads at once, where there are few utterances. In the middle, alpha * beta are
-// the posteriors of the nodes, in proportion.
+// Halves. alpha runs from the first front to the middle one and beta from the last one, each
+// without the other: by two threads at once, where there are few utterances. In the middle, alpha *
+// beta are the posteriors of the nodes, in proportion.
 //
 // Posteriors. From the middle on to either end, a node's posterior is divided among its arcs to the
-// next front by the shares that these had in the node's alpha, or beta, and makes those of the nodes
-// there. That is alpha * arc * beta over the likelihood, with no more rounding than in these, and
-// without beta in the first half or alpha in the second. Since shares, and the posteriors of a
+// next front by the shares that these had in the node's alpha, or beta, and makes those of the
+// nodes there. That is alpha * arc * beta over the likelihood, with no more rounding than in these,
+// and without beta in the first half or alpha in the second. Since shares, and the posteriors of a
 // front's nodes, add up to one, the posterior mass is conserved, whatever the recursions' rounding.
 //
-// Both halves do the same on one thread as on two, and nothing of it depends on another utterance:
-// so do the results, to the bit.
+// One thread takes the same steps as two, and nothing in them depends on another utterance: the
+// results are the same, to the last bit.
 #pragma once
 
 #include "lattice_steps.h"
@@ -54,9 +54,7 @@ struct Workspace {
   Row<T> meeting(Half half) const { return row(layout.meeting, int(half)); }
   Row<T> in_turn(int64_t n) const { return row(scratch, n % 2); }
   T* nodes() const { return line(scratch, 4); }
-  Tile<T> tile() const {
-    return {line(scratch, 5), line(scratch, 5 + kBlock), layout.stride};
-  }
+  Tile<T> tile() const { return {line(scratch, 5), line(scratch, 5 + kBlock), layout.stride}; }
   // The outer end of the block of fronts [n0, n0 + kBlock).
   Row<T> outer(int64_t n0) const { return row(layout.kept, n0 / kBlock); }
 };
@@ -141,9 +139,7 @@ T meet(const Trellis<T>& trellis, const Workspace<T>& w) {
   if (w.layout.with_posteriors && log_likelihood == log_likelihood) {
     T* const nodes = w.nodes();
     __builtin_memset(nodes - kPadding, 0, w.layout.stride * sizeof(T));
-    for (int64_t v = range.begin; v < range.end; v += kLanes<T>) {
-      store(nodes + v, relative(v));
-    }
+    for (int64_t v = range.begin; v < range.end; v += kLanes<T>) store(nodes + v, relative(v));
   }
   return log_likelihood;
 }
@@ -273,6 +269,7 @@ bool has_paths(const Lattice& p, int64_t b, T& log_likelihood) {
   return !empty && trellis.feasible();
 }
 
+// With the first or second part of the scratch memory.
 template <class T>
 void step_of_utterance(const Lattice& p, int64_t b, LatticeStep step, int64_t scratch) {
   const bool with_posteriors = p.blank_posteriors != nullptr;
@@ -283,9 +280,9 @@ void step_of_utterance(const Lattice& p, int64_t b, LatticeStep step, int64_t sc
   if (has_paths(p, b, log_likelihood)) {
     const Trellis<T> trellis = trellis_of<T>(p, b);
     const LatticeLayout layout = layout_of(p, p.bounds[b], with_posteriors);
-    const Workspace<T> w{
-        static_cast<T*>(p.workspace) + p.first_workspace_element(b), layout, trellis.middle(),
-        layout.scratch + scratch * LatticeLayout::kScratchRows * layout.stride};
+    const Workspace<T> w{static_cast<T*>(p.workspace) + p.first_workspace_element(b), layout,
+                         trellis.middle(),
+                         layout.scratch + scratch * LatticeLayout::kScratchRows * layout.stride};
     if (inward) return first ? run_alpha(trellis, w) : run_beta(trellis, w);
     log_likelihood = meet(trellis, w);
     written = with_posteriors && __builtin_isfinite(log_likelihood);

@@ -9,11 +9,11 @@ namespace jax_rnnt {
 constexpr int64_t kBlock = 16;    // fronts between two renormalisations, and in a tile
 constexpr int64_t kPadding = 16;  // dead elements on either side of a row, no less than a vector
 
-// Rows of one utterance, each of mantissas and exponents: `meeting` has those of alpha and beta at the
-// middle front; with posteriors, `kept` has those at the outer end of each block, of alpha before the
-// middle and of beta after it. The inner ones are computed again: in less time than it takes to read
-// them from beyond the caches. `scratch` is what a thread works with, two of which may share an
-// utterance.
+// Rows of one utterance, each of mantissas and exponents: `meeting` has those of alpha and beta at
+// the middle front; with posteriors, `kept` has those at the outer end of each block, of alpha
+// before the middle and of beta after it. The inner ones are computed again: in less time than it
+// takes to read them from beyond the caches. `scratch` is what a thread works with, two of which
+// may share an utterance.
 struct LatticeLayout {
   int64_t stride;  // of rows: padding, one element per cell rounded up, padding
   bool with_posteriors;

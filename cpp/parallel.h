@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <utility>
 
 namespace jax_rnnt {
@@ -21,8 +20,8 @@ inline constexpr int64_t kSerialBytes = 1 << 16;
 // utterances, frames) differ in cost.
 //
 // The caller waits for pieces, never for helpers to start: a pool whose threads are all busy, even
-// with calls to this function, only means that the caller does more itself. Pieces begin in order: a
-// thread may wait for an earlier one, which is done or has a thread.
+// with calls to this function, only means that the caller does more itself. Pieces begin in order:
+// a thread may wait for an earlier one, which is done or has a thread.
 template <class Pool, class Body>
 void parallel_for(Pool& pool, int64_t items, int64_t bytes_per_item, const Body& body) {
   const int64_t threads = std::min<int64_t>(pool.num_threads(), items);
@@ -65,24 +64,28 @@ void parallel_for(Pool& pool, int64_t items, int64_t bytes_per_item, const Body&
   shared->all_done.wait(lock, [&] { return shared->done == items; });
 }
 
-// What some threads have finished, for others to wait for.
+// Counts what some threads have finished, for others to wait for.
 class Finished {
  public:
-  void add() { count_.fetch_add(1, std::memory_order_release); }
+  void add() {
+    count_.fetch_add(1, std::memory_order_release);
+    count_.notify_all();
+  }
 
-  // For others to have finished soon: without sleep at first.
-  void wait_for(int64_t count) const {
-    for (int64_t tries = 0; count_.load(std::memory_order_acquire) < count; ++tries) {
-      if (tries >= kTries) std::this_thread::yield();
+  void wait_for(int count) const {
+    // Threads that work on equal parts finish at about the same time: sooner than sleep ends.
+    for (int tries = 0; tries < kTries; ++tries) {
+      if (count_.load(std::memory_order_acquire) >= count) return;
 #ifdef __x86_64__
       __builtin_ia32_pause();
 #endif
     }
+    for (int seen; (seen = count_.load(std::memory_order_acquire)) < count;) count_.wait(seen);
   }
 
  private:
-  static constexpr int64_t kTries = 1000;  // some tens of microseconds
-  std::atomic<int64_t> count_{0};
+  static constexpr int kTries = 1000;  // some tens of microseconds
+  std::atomic<int> count_{0};
 };
 
 }  // namespace jax_rnnt
