@@ -69,9 +69,7 @@ void select_kernels(const std::string& name) { active().store(find_kernels(name)
 
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors) {
-  return lattice_layout(frames, cells, topology == Topology::kRegular,
-                        with_posteriors ? KeptAlpha::kBlocks : KeptAlpha::kTwo)
-      .total;
+  return lattice_layout(frames, cells, topology == Topology::kRegular, with_posteriors).total;
 }
 
 PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors) {

@@ -4,6 +4,7 @@
 #include "dispatch.h"
 #include "factored_calls.h"
 #include "factored_layout.h"
+#include "lattice_threads.h"
 #include "memory.h"
 #include "packed_calls.h"
 #include "parallel.h"
@@ -52,10 +53,7 @@ ffi::Error run_lattice(Pool& pool, const Lattice& p, DType dtype, int64_t planes
     prefer_huge_pages(p.blank_posteriors, plane_bytes);
     prefer_huge_pages(p.label_posteriors, plane_bytes);
   }
-  const Kernels& kernels = active_kernels();
-  // A cell costs a few nanoseconds, as much as streaming some tens of bytes.
-  parallel_for(pool, p.batch, p.batch == 0 ? 0 : planes * cells / p.batch * 64,
-               [&](int64_t begin, int64_t end) { kernels.lattice(p, dtype, begin, end); });
+  run_lattices(pool, active_kernels(), p, dtype, p.batch == 0 ? 0 : planes * cells / p.batch);
   return ffi::Error::Success();
 }
 

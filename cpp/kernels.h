@@ -169,6 +169,10 @@ struct Lattice {
   }
 };
 
+// Steps of one utterance's lattice, which different threads may take: the two inward ones at the
+// same time, and after both, the two outward ones at the same time.
+enum class LatticeStep { kFirstInward, kSecondInward, kFirstOutward, kSecondOutward };
+
 // The recursion over the arcs of a band, for one batch: the S cells of frame t are those of label
 // positions starts[t] to starts[t] + S - 1, and no path leaves them. A path moves
 //   by blank (t, u)    to (t + 1, u),
@@ -255,12 +259,15 @@ int64_t packed_best_path_elements(int64_t cells);  // of an utterance, beside th
 // The additive joiner has two functions each way, one to be done before the other: for blocks of
 // kPositions label positions, then of kFramesOfBlock frames; for utterances, then for blocks of
 // classes (factored_layout.h). Each function does the items [begin, end).
+//
+// An utterance's lattice can also be shared out among two threads, step by step.
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
   void (*arcs_forward)(const ArcsForward&, DType, int64_t begin, int64_t end);
   void (*arcs_backward)(const ArcsBackward&, DType, int64_t begin, int64_t end);
   void (*lattice)(const Lattice&, DType, int64_t begin, int64_t end);
+  void (*lattice_step)(const Lattice&, DType, int64_t utterance, LatticeStep);
   void (*banded_lattice)(const BandedLattice&, DType, int64_t begin, int64_t end);
   void (*best_path)(const BestPath&, DType, int64_t begin, int64_t end);
   void (*factored_positions)(const FactoredForward&, DType, int64_t begin, int64_t end);

@@ -56,6 +56,14 @@ void lattice(const Lattice& p, DType dtype, int64_t begin, int64_t end) {
   }
 }
 
+void lattice_step(const Lattice& p, DType dtype, int64_t utterance, LatticeStep step) {
+  if (dtype == DType::kF64) {
+    step_of_utterance<double>(p, utterance, step);
+  } else {
+    step_of_utterance<float>(p, utterance, step);
+  }
+}
+
 void banded_lattice(const BandedLattice& p, DType dtype, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     if (dtype == DType::kF64) {
@@ -112,6 +120,7 @@ const Kernels& kernels() {
                                  arcs_forward,
                                  arcs_backward,
                                  lattice,
+                                 lattice_step,
                                  banded_lattice,
                                  best_path,
                                  factored_positions,

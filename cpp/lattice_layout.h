@@ -9,37 +9,33 @@ namespace jax_rnnt {
 constexpr int64_t kBlock = 16;    // fronts between two renormalisations, and in a tile
 constexpr int64_t kPadding = 16;  // dead elements on either side of a row, no less than a vector
 
-// Alpha's fronts: two in turn, when there is no backward pass; or the first one of each block, and
-// those of one block, which the backward pass computes again: in less time than it takes to read
-// all of them from beyond the caches.
-enum class KeptAlpha { kTwo, kBlocks };
-
+// Rows of one utterance, each of mantissas and exponents: `meeting` has those of alpha and beta at
+// the middle front; with posteriors, `kept` has those at the outer end of each block, of alpha
+// before the middle and of beta after it. The inner ones are computed again: in less time than it
+// takes to read them from beyond the caches. `scratch` is what a thread works with, two of which
+// may share an utterance.
 struct LatticeLayout {
   int64_t stride;  // of rows: padding, one element per cell rounded up, padding
-  KeptAlpha kept;
-  int64_t kept_rows;  // of alpha
-  int64_t offsets;    // alpha's exponent offset of each block, as doubles
-  int64_t alpha_mantissa, alpha_exponent;
-  int64_t beta;  // four rows: mantissa and exponent, twice
-  int64_t tile;  // kBlock rows of blank arcs, then as many of label arcs
-  int64_t total;
+  bool with_posteriors;
+  int64_t offsets;  // two doubles: the exponent offsets of alpha and beta in the middle
+  int64_t meeting, kept, scratch, total;
+
+  static constexpr int64_t kScratchRows = 5 + 2 * kBlock;  // two in turn; nodes; a tile
 };
 
 // Static: each instruction set compiles its own copy.
 static inline LatticeLayout lattice_layout(int64_t frames, int64_t cells, bool regular,
-                                           KeptAlpha kept) {
+                                           bool with_posteriors) {
   const int64_t fronts = regular ? frames + cells - 1 : frames;
   LatticeLayout layout{};
   layout.stride = (cells + kPadding - 1) / kPadding * kPadding + 2 * kPadding;
-  layout.kept = kept;
-  layout.kept_rows = kept == KeptAlpha::kTwo ? 2 : kBlock + fronts / kBlock + 1;
+  layout.with_posteriors = with_posteriors;
   layout.offsets = 0;
-  const int64_t offset_elements = 2 * (fronts / kBlock + 1);
-  layout.alpha_mantissa = (offset_elements + kPadding - 1) / kPadding * kPadding;
-  layout.alpha_exponent = layout.alpha_mantissa + layout.kept_rows * layout.stride;
-  layout.beta = layout.alpha_exponent + layout.kept_rows * layout.stride;
-  layout.tile = layout.beta + 4 * layout.stride;
-  layout.total = layout.tile + 2 * kBlock * layout.stride;
+  layout.meeting = kPadding;
+  layout.kept = layout.meeting + 2 * 2 * layout.stride;
+  const int64_t blocks = (fronts + kBlock - 1) / kBlock;
+  layout.scratch = layout.kept + (with_posteriors ? blocks : 0) * 2 * layout.stride;
+  layout.total = layout.scratch + 2 * LatticeLayout::kScratchRows * layout.stride;
   return layout;
 }
 
@@ -47,15 +43,14 @@ static inline LatticeLayout lattice_layout(int64_t frames, int64_t cells, bool r
 // with few cells a frame has long rows for them, and one with few frames has many fronts. For
 // F <= T + W fronts and rows of s <= W + 47 elements, that is no more than
 //
-//   2 s (F / 16 + 17) + 36 s + F / 8 + 17  <=  (F / 8) (s + 1) + 70 s + 17,
+//   2 s (F / 16 + 1) + 78 s + 16  <=  F s / 8 + 80 s + 16,
 //
-// where F (s + 1) <= (T + W) (W + 48) <= 49 T W + W (W + 48).
+// where F s <= (T + W) (W + 47) <= 48 T W + W (W + 47).
 static inline PackedWorkspace packed_lattice_workspace(int64_t cells, bool with_posteriors) {
   const int64_t widest = cells + 47;
-  const int64_t fixed = 70 * widest + 17 + cells / 8 + 1;
   const auto aligned = [](int64_t x) { return (x + 15) / 16 * 16; };  // offsets are doubles
-  if (!with_posteriors) return {2, aligned(fixed)};
-  return {8, aligned(fixed + cells * (cells + 48) / 8 + 1)};
+  if (!with_posteriors) return {0, aligned(78 * widest + 16)};
+  return {6, aligned(80 * widest + 16 + cells * widest / 8 + 1)};
 }
 
 }  // namespace jax_rnnt

@@ -28,6 +28,8 @@ struct Trellis {
   }
   int64_t highest(int64_t n) const { return n < labels ? n : labels; }
   bool feasible() const { return lowest(0) == 0; }
+  // Where alpha and beta meet: a multiple of kBlock that is less than `fronts`.
+  int64_t middle() const { return (fronts + kBlock - 1) / kBlock / 2 * kBlock; }
 };
 
 // A tile holds kBlock fronts of arcs (later of posteriors), front-major.
@@ -164,14 +166,14 @@ void fill_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>&
 }
 
 template <class T>
-void drain_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile, const T* scale) {
+void drain_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile) {
   constexpr int L = kLanes<T>;
   const auto turn = [&](const Square& square, Vec<T>(&blank)[L],
                         Vec<T>(&label)[L]) __attribute__((always_inline)) {
     for (int j = 0; j < L; ++j) {
       const int64_t element = (square.tile_row + j) * tile.stride + square.column + j;
-      blank[j] = load<Vec<T>>(tile.blank + element) * scale[square.tile_row + j];
-      label[j] = load<Vec<T>>(tile.label + element) * scale[square.tile_row + j];
+      blank[j] = load<Vec<T>>(tile.blank + element);
+      label[j] = load<Vec<T>>(tile.label + element);
     }
     transpose<T>(blank);
     transpose<T>(label);
@@ -202,20 +204,20 @@ void drain_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile, c
 }
 
 template <class T>
-void drain_frames(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
-                  const T* scale) {
+void drain_frames(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
   constexpr int L = kLanes<T>;
   for (int64_t n = n0; n < n1; ++n) {
     T* blank = trellis.blank_out + n * trellis.plane_stride;
     T* label = trellis.label_out + n * trellis.plane_stride;
     const int64_t row = (n - n0) * tile.stride;
     const int64_t begin = trellis.lowest(n), end = trellis.highest(n) + 1;
-    for (int64_t u = begin / L * L; u < end; u += L) {
+    for (int64_t u = 0; u <= trellis.labels; u += L) {
+      const LaneRange cells = lanes_between<T>(u, 0, trellis.labels + 1);
       const LaneRange lanes = lanes_between<T>(u, begin, end);
-      const Vec<T> stay = load<Vec<T>>(tile.blank + row + u) * scale[n - n0];
-      const Vec<T> move = load<Vec<T>>(tile.label + row + u) * scale[n - n0];
-      store_some(blank + u, lanes.begin, lanes.end, stay);
-      store_some(label + u, lanes.begin, lanes.end, move);
+      const Vec<T> stay = load_some(tile.blank + row + u, lanes.begin, lanes.end, T(0));
+      const Vec<T> move = load_some(tile.label + row + u, lanes.begin, lanes.end, T(0));
+      store_some(blank + u, cells.begin, cells.end, stay);
+      store_some(label + u, cells.begin, cells.end, move);
     }
     if (trellis.constrained) {
       // A constrained label arc is l(t, u) + b(t, u + 1): it is an occurrence of both.
@@ -225,14 +227,13 @@ void drain_frames(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<
   }
 }
 
-// Writes the tile, now posteriors, to the output planes, each front times its scale.
+// Writes the tile, now posteriors, to the output planes.
 template <class T>
-void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile,
-                const T* scale) {
+void drain_tile(const Trellis<T>& trellis, int64_t n0, int64_t n1, const Tile<T>& tile) {
   if (trellis.regular) {
-    drain_regular(trellis, n0, tile, scale);
+    drain_regular(trellis, n0, tile);
   } else {
-    drain_frames(trellis, n0, n1, tile, scale);
+    drain_frames(trellis, n0, n1, tile);
   }
 }
 

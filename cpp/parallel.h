@@ -20,7 +20,8 @@ inline constexpr int64_t kSerialBytes = 1 << 16;
 // utterances, frames) differ in cost.
 //
 // The caller waits for pieces, never for helpers to start: a pool whose threads are all busy, even
-// with calls to this function, only means that the caller does more itself.
+// with calls to this function, only means that the caller does more itself. Pieces begin in order:
+// a thread may wait for an earlier one, which is done or has a thread.
 template <class Pool, class Body>
 void parallel_for(Pool& pool, int64_t items, int64_t bytes_per_item, const Body& body) {
   const int64_t threads = std::min<int64_t>(pool.num_threads(), items);
@@ -62,5 +63,29 @@ void parallel_for(Pool& pool, int64_t items, int64_t bytes_per_item, const Body&
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->all_done.wait(lock, [&] { return shared->done == items; });
 }
+
+// Counts what some threads have finished, for others to wait for.
+class Finished {
+ public:
+  void add() {
+    count_.fetch_add(1, std::memory_order_release);
+    count_.notify_all();
+  }
+
+  void wait_for(int count) const {
+    // Threads that work on equal parts finish at about the same time: sooner than sleep ends.
+    for (int tries = 0; tries < kTries; ++tries) {
+      if (count_.load(std::memory_order_acquire) >= count) return;
+#ifdef __x86_64__
+      __builtin_ia32_pause();
+#endif
+    }
+    for (int seen; (seen = count_.load(std::memory_order_acquire)) < count;) count_.wait(seen);
+  }
+
+ private:
+  static constexpr int kTries = 1000;  // some tens of microseconds
+  std::atomic<int> count_{0};
+};
 
 }  // namespace jax_rnnt
