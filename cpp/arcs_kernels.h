@@ -193,18 +193,39 @@ JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end
     const Vec<T> blank_unit = kHat ? broadcast<T>(w.hat_blank) : unit - w.blank;
     return weighted(classes == Int<T>(blank_id - i) ? blank_unit : unit);
   };
+  // Where nothing but their rounding keeps the arcs from being subtracted at the end, they are.
+  constexpr bool kArcsLast = !kHat && !kClamp && sizeof(In) == sizeof(T);
+  const T factor = scale * w.cotangent;
+  const auto without_arcs = [&](Vec<T> v) __attribute__((always_inline)) {
+    return kArcsLast ? factor * exp_nonpositive<T>(v - w.denominator) : weighted(softmax(v));
+  };
+  const bool few = !kArcsLast && end - begin <= 4 * L;
   const int64_t full = begin + (end - begin) / L * L;
-  In* const tail = out + (full - begin);
-  if (end - begin <= 4 * L) {
-    for (int64_t i = begin; i < full; i += L) {
-      prefetch(x, i + kAhead);
-      store_lanes(out + (i - begin), with_arcs(read(x + i), i));
+  for (int64_t i = begin; i < full; i += L) {
+    prefetch(x, i + kAhead);
+    const Vec<T> v = read(x + i);
+    store_lanes(out + (i - begin), few ? with_arcs(v, i) : without_arcs(v));
+  }
+  if (full < end) {
+    prefetch(x, full + kAhead);
+    const Vec<T> v = read.partial(x + full, int(end - full));
+    const Vec<T> last = kArcsLast ? without_arcs(v) : with_arcs(v, full);
+    In* const tail = out + (full - begin);
+    if (limit - tail >= L) {
+      store_lanes(tail, last);
+    } else {
+      In lanes[L];
+      store_lanes(lanes, last);
+      for (int64_t k = 0; full + k < end; ++k) tail[k] = lanes[k];
     }
-  } else {
-    for (int64_t i = begin; i < full; i += L) {
-      prefetch(x, i + kAhead);
-      store_lanes(out + (i - begin), weighted(softmax(read(x + i))));
-    }
+  }
+  if constexpr (kArcsLast) {
+    const auto subtract = [&](int64_t k, T weight) __attribute__((always_inline)) {
+      if (begin <= k && k < end) out[k - begin] -= weight * w.cotangent;
+    };
+    subtract(w.label_id, w.label);
+    subtract(blank_id, w.blank);
+  } else if (!few) {
     const auto overwrite = [&](int64_t k) __attribute__((always_inline)) {
       if (k < begin || k >= full) return;
       const int64_t i = k - (k - begin) % L;
@@ -213,16 +234,6 @@ JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end
     overwrite(w.label_id);
     overwrite(blank_id);
   }
-  if (full == end) return;
-  prefetch(x, full + kAhead);
-  const Vec<T> last = with_arcs(read.partial(x + full, int(end - full)), full);
-  if (limit - tail >= L) {
-    store_lanes(tail, last);
-    return;
-  }
-  In lanes[L];
-  store_lanes(lanes, last);
-  for (int64_t k = 0; full + k < end; ++k) tail[k] = lanes[k];
 }
 
 template <class In>
