@@ -103,6 +103,7 @@ JAX_RNNT_INLINE Vec<T> load_some(const T* p, int begin, int end, T other) {
     return bits<Vec<T>>(_mm512_mask_loadu_pd(bits<__m512d>(v), __mmask8(mask), p));
   }
 #else
+  if (end - begin == kLanes<T>) return load<Vec<T>>(p);
   for (int i = begin; i < end; ++i) v[i] = p[i];
   return v;
 #endif
@@ -118,6 +119,7 @@ JAX_RNNT_INLINE void store_some(T* p, int begin, int end, Vec<T> v) {
     _mm512_mask_storeu_pd(p, __mmask8(mask), bits<__m512d>(v));
   }
 #else
+  if (end - begin == kLanes<T>) return store(p, v);
   for (int i = begin; i < end; ++i) p[i] = v[i];
 #endif
 }
