@@ -109,7 +109,7 @@ def rnnt_loss_simple(
     `P(v | t, u) = exp(am[t, v] + lm[u, v]) / sum_k exp(am[t, k] + lm[u, k])` is a matrix product of
     exponentials. Memory is a few `(T, U+1)` planes and arrays of the size of `am`. The result is
     that of `rnnt_loss` on the sum, whatever the logits: where an acoustic and a label peak are far
-    apart, frames are computed one at a time and take longer.
+    apart, cells are computed one at a time and take longer.
 
     Args:
       am: `(*batch, T, V)` float32, float64, bfloat16 or float16: the encoder's half of the logits,

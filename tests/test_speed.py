@@ -105,11 +105,11 @@ def test_banded_lattice() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "problem", "bound"),
-    [(workloads.full, LOGITS, 1.3), (workloads.simple, FACTORS, 1.2)],
+    [(workloads.full, LOGITS, 1.3), (workloads.simple, FACTORS, 1.8)],
     ids=["rnnt_loss", "rnnt_loss_simple"],
 )
 def test_native_and_pure_jax(loss: workloads.Loss, problem: Problem, bound: float) -> None:
-    """With the gradient; both are 2.5 times as fast on two idle cores."""
+    """With the gradient; 2.5 and 4 times as fast on two idle cores."""
     ours, others = calls(partial(of_loss, loss=loss), problem, "both", "native", "xla")
     assert times_faster(ours, others) > bound
 
