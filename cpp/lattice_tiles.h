@@ -53,12 +53,16 @@ struct Square {
 };
 
 // Calls whole(square) or partial(square) for squares that hold all cells of kBlock fronts from n0
-// on. A whole one has nothing but cells with both arcs.
+// on, and two vectors at least on either side of each front's, of which the recursion reads one. A
+// whole one has nothing but cells with both arcs.
 template <class T, class Whole, class Partial>
 JAX_RNNT_INLINE void for_each_square(const Trellis<T>& trellis, int64_t n0, Whole whole,
                                      Partial partial) {
   constexpr int64_t L = kLanes<T>;
-  for (int64_t t = n0 + kBlock - 1; t > n0 - trellis.labels - L; t -= L) {
+  const int64_t last = n0 + kBlock - 1, beyond = last - (trellis.frames - 1 + 3 * L);
+  const int64_t lowest_column_ends = n0 - trellis.labels - L, before = -2 * L - 1;
+  const int64_t end = lowest_column_ends > before ? lowest_column_ends : before;
+  for (int64_t t = beyond > 0 ? last - (beyond + L - 1) / L * L : last; t > end; t -= L) {
     for (int64_t k = 0; k < kBlock; k += L) {
       const Square square{t, n0 + k - t, k};
       const int64_t lowest = square.column, highest = lowest + 2 * (L - 1);
@@ -112,12 +116,14 @@ void fill_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile) {
         Vec<T> blank[L], label[L];
         for (int i = 0; i < L; ++i) {
           const int64_t t = square.last_frame - i, u = square.column + i;
-          const bool inside = 0 <= t && t < trellis.frames;
+          blank[i] = label[i] = dead;
+          // Where no page is mapped, reading nothing takes as long as an interrupt.
+          if (t < 0 || t >= trellis.frames) continue;
           const int64_t cell = t * trellis.plane_stride + u;
           // A last blank arc that does not end the path is on no path.
           const int64_t first = t == trellis.frames - 1 ? trellis.labels : 0;
-          const LaneRange with_blank = lanes_between<T>(u, first, inside ? trellis.labels + 1 : 0);
-          const LaneRange with_label = lanes_between<T>(u, 0, inside ? trellis.labels : 0);
+          const LaneRange with_blank = lanes_between<T>(u, first, trellis.labels + 1);
+          const LaneRange with_label = lanes_between<T>(u, 0, trellis.labels);
           blank[i] = load_some(trellis.blank + cell, with_blank.begin, with_blank.end, minus_inf);
           label[i] = load_some(trellis.label + cell, with_label.begin, with_label.end, minus_inf) +
                      delay_of_frame(trellis, t);
@@ -194,9 +200,9 @@ void drain_regular(const Trellis<T>& trellis, int64_t n0, const Tile<T>& tile) {
         turn(square, blank, label);
         for (int i = 0; i < L; ++i) {
           const int64_t t = square.last_frame - i, u = square.column + i;
+          if (t < 0 || t >= trellis.frames) continue;
           const int64_t cell = t * trellis.plane_stride + u;
-          const bool inside = 0 <= t && t < trellis.frames;
-          const LaneRange lanes = lanes_between<T>(u, 0, inside ? trellis.labels + 1 : 0);
+          const LaneRange lanes = lanes_between<T>(u, 0, trellis.labels + 1);
           store_some(trellis.blank_out + cell, lanes.begin, lanes.end, blank[i]);
           store_some(trellis.label_out + cell, lanes.begin, lanes.end, label[i]);
         }
