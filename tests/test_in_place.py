@@ -22,6 +22,7 @@ from cases import (
     random_batch,
     valid_cells,
 )
+from jax import export
 from jax.sharding import PartitionSpec as P
 from test_memory import compiled_memory
 
@@ -351,7 +352,7 @@ def test_debug_nans() -> None:
 def test_exported() -> None:
     """Exported programs leave their arguments alone, and need no other calls than documented."""
     targets = ("jax_rnnt_arcs_fwd", "jax_rnnt_lattice", "jax_rnnt_arcs_bwd")
-    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in targets]
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in targets]
     program = jax.jit(step(additive))
-    exported = jax.export.export(program, disabled_checks=checks)(AM, LM)
+    exported = export.export(program, disabled_checks=checks)(AM, LM)
     jax.tree.map(np.testing.assert_array_equal, exported.call(AM, LM), program(AM, LM))
