@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from results import Results
+from results import IN_PLACE, Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -91,14 +91,15 @@ def _losses(results: Results, dtype: str) -> str:
                 number(found.median("forward", "native")),
                 number(native),
                 number(found.median("both", "native", "fresh")),
+                number(found.median("both", IN_PLACE)),
                 ratio(over(found.median("both", "xla"), native)),
                 ratio(over(found.median("both", peer), native) if peer else None),
                 NAMES[peer] if peer else "",
             ]
         )
     head = (
-        "loss, sizes, threads, forward ms, both ms, both with a fresh buffer, pure JAX, "
-        "fastest other, which"
+        "loss, sizes, threads, forward ms, both ms, both with a fresh buffer, both in place, "
+        "pure JAX, fastest other, which"
     )
     return table(head, rows)
 
@@ -106,18 +107,20 @@ def _losses(results: Results, dtype: str) -> str:
 def peers(results: Results) -> str:
     """All systems, with what each takes of our time."""
     rows = []
+    ours = {"native": "jax_rnnt", IN_PLACE: "jax_rnnt, logits donated"}
     for found in results.select(dtype="float32"):
-        for name in ("native", *found.peers) if found.peers else ():
-            both = found.median("both", name)
-            ours = name == "native"
+        for name in (*ours, *found.peers) if found.peers else ():
+            if not found.call("both", name):
+                continue
+            first, both = name == "native", found.median("both", name)
             rows.append(
                 [
-                    f"`{found.op}` {found.sizes}" if ours else "",
-                    str(found.threads) if ours else "",
-                    "jax_rnnt" if ours else NAMES[name],
+                    f"`{found.op}` {found.sizes}" if first else "",
+                    str(found.threads) if first else "",
+                    ours.get(name) or NAMES[name],
                     number(found.median("forward", name)),
                     number(both),
-                    "" if ours else ratio(over(both, found.median("both", "native"))),
+                    "" if name in ours else ratio(over(both, found.median("both", "native"))),
                     megabytes(found.memory("both", name)),
                 ]
             )

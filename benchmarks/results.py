@@ -12,6 +12,8 @@ from typing import Any
 
 FLOOR = "floor: "
 """Before the name of each way to stream."""
+IN_PLACE = "native in place"
+"""The native implementation with its operands donated."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,13 @@ def _losses() -> list[Case]:
 
     full = [
         Case(
-            "rnnt_loss", name, problem, FULL, BOTH, peers=True, quick=name in ("A", "B1", "single")
+            "rnnt_loss",
+            name,
+            problem,
+            partial(FULL, in_place=True),
+            BOTH,
+            peers=True,
+            quick=name in ("A", "B1", "single"),
         )
         for name, problem in LOGITS.items()
     ]

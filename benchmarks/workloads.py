@@ -14,6 +14,7 @@ from joint import joint as librispeech_joint
 from problems import S_RANGE, Problem
 from pruned import UTTERANCES, make_problem
 from pruned import pruned as librispeech_pruned
+from results import IN_PLACE
 
 import jax_rnnt
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
@@ -33,7 +34,7 @@ class Workload:
     """What to measure: steps, such as `"forward"`, of implementations and of comparisons.
 
     Attributes:
-      calls: by step and name.
+      calls: by step and name. That of `IN_PLACE` may write over its operands.
       bytes: by step, those that any implementation must read and must write; left out where the
         arithmetic of a joint network outweighs them.
     """
@@ -51,11 +52,17 @@ def _bytes(tree: Any) -> int:
 
 
 def _gradient_workload(
-    losses: dict[str, Callable[[Any], jax.Array]], operands: Any, *, reads_twice: bool = False
+    losses: dict[str, Callable[[Any], jax.Array]],
+    operands: Any,
+    *,
+    reads_twice: bool = False,
+    in_place: bool = False,
 ) -> Workload:
     """Forward, and both: with the gradient by the operands, which is as large as they are."""
     forward = {name: (loss, (operands,)) for name, loss in losses.items()}
     both = {name: (jax.value_and_grad(loss), (operands,)) for name, loss in losses.items()}
+    if in_place:
+        both[IN_PLACE] = both["native"]
     size = _bytes(operands)
     return Workload(
         {"forward": forward, "both": both},
@@ -70,11 +77,12 @@ def of_loss(
     *,
     loss: Loss,
     reads_twice: bool = False,
+    in_place: bool = False,
 ) -> Workload:
     """A loss, forward and both.
 
     That of logits must read them twice: the gradient of the first cell depends on all of them, and
-    they do not fit in a cache.
+    they do not fit in a cache. It may be computed in place, too.
     """
     operands = {name: jnp.asarray(x, dtype) for name, x in problem.operands().items()}
     labels = jnp.asarray(problem.labels())
@@ -83,7 +91,7 @@ def of_loss(
         return loss(problem, operands, labels, implementation)
 
     losses = {name: partial(summed, implementation=name) for name in implementations}
-    return _gradient_workload(losses, operands, reads_twice=reads_twice)
+    return _gradient_workload(losses, operands, reads_twice=reads_twice, in_place=in_place)
 
 
 # ------------------------------------------------------------------------------------ public losses

@@ -253,7 +253,7 @@ JAX_RNNT_INLINE void gradient_of_log_probs(int64_t begin, int64_t end, int64_t b
 template <bool kHat, bool kClamp, class In, class LabelOf, class CotangentOf>
 JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, int64_t end,
                                         LabelOf label_of, CotangentOf cotangent_of,
-                                        StreamWriter<In>& writer) {
+                                        const RowReader<In>& read, StreamWriter<In>& writer) {
   using T = Accumulator<In>;
   constexpr int64_t kPiece = StreamWriter<In>::kCapacity;
   const int64_t V = p.classes;
@@ -261,7 +261,6 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
   const T* blank = static_cast<const T*>(p.blank_weights);
   const T* label = static_cast<const T*>(p.label_weights);
   const T* denominators = static_cast<const T*>(p.denominators);
-  const RowReader<In> read{logits + p.batch * p.frames * p.cells * V};
   const auto weights_of = [&](int64_t row) __attribute__((always_inline)) {
     RowWeights<T> w{
         .blank = blank[row],
@@ -320,6 +319,8 @@ void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   using T = Accumulator<In>;
   const int64_t frame_elements = p.cells * p.classes;
   In* const gradient = static_cast<In*>(p.gradient);
+  // Not beyond these frames: in place, others may be written at the same time.
+  const RowReader<In> read{static_cast<const In*>(p.logits) + end * frame_elements};
   const bool large = p.batch * p.frames * frame_elements * int64_t(sizeof(In)) > kMostCached;
   // Not streamed in place, where the lines are in the cache: they have just been read.
   const Writing how = p.gradient == p.logits ? Writing::kInPlace
@@ -330,7 +331,7 @@ void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   if (p.frames == 1 && p.cells == 1 && p.labels_per_utterance == 1) {
     arcs_backward_rows<kHat, kClamp, In>(
         p, begin, end, [&](int64_t row) { return p.labels[row]; },
-        [&](int64_t row) { return cotangents[row]; }, writer);
+        [&](int64_t row) { return cotangents[row]; }, read, writer);
   } else {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / p.frames, cell = item * p.cells;
@@ -340,7 +341,7 @@ void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
           [&](int64_t row) {
             return row - cell < p.labels_per_utterance ? labels[row - cell] : int32_t{-1};
           },
-          [&](int64_t) { return cotangents[b]; }, writer);
+          [&](int64_t) { return cotangents[b]; }, read, writer);
     }
   }
   writer.finish();

@@ -10,7 +10,7 @@ namespace jax_rnnt::JAX_RNNT_TARGET {
 template <class In>
 struct RowReader {
   using T = Accumulator<In>;
-  const In* buffer_end;  // of all logits
+  const In* buffer_end;  // of the logits that may be read
 
   JAX_RNNT_INLINE_MEMBER Vec<T> operator()(const In* x) const { return load_lanes(x); }
 

@@ -40,9 +40,10 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-def lowered_for_cuda(function: Any, *arguments: Any) -> str:
+def lowered_for_cuda(function: Any, *arguments: Any, **options: Any) -> str:
     """StableHLO of the jitted function for CUDA."""
-    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    traced = jax.jit(function, **options).trace(*arguments)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def custom_calls(text: str) -> list[str]:
@@ -119,6 +120,19 @@ def test_alignment(topology: Options, batch: Batch) -> None:
 
     targets = custom_calls(lowered_for_cuda(align_packed, batch))
     assert sorted(targets) == ["jax_rnnt_arcs_fwd", "jax_rnnt_packed_best_path"]
+
+
+@needs_kernels
+def test_donated_logits(batch: Batch) -> None:
+    """The gradient takes their memory, without a call of anything else."""
+
+    def gradient(logits: jax.Array) -> Any:
+        return value_and_grad("auto")(batch._replace(logits=logits))
+
+    kept, donated = (lowered_for_cuda(gradient, batch.logits, donate_argnums=n) for n in ((), 0))
+    for text in (kept, donated):
+        assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_lattice", "jax_rnnt_arcs_bwd")
+    assert "output_operand_alias" in donated and "output_operand_alias" not in kept
 
 
 @needs_kernels

@@ -22,6 +22,7 @@ from cases import (
     random_batch,
     valid_cells,
 )
+from jax import export
 from jax.sharding import PartitionSpec as P
 from test_memory import compiled_memory
 
@@ -119,10 +120,10 @@ def test_any_layout(order: tuple[int, ...]) -> None:
 
 B, T, U, V, D = 4, 20, 10, 200, 8
 LOGITS = 4 * B * T * (U + 1) * V
-FRAMES, LABELS, MATRIX, BIAS = (
-    jnp.ones(shape, jnp.float32) for shape in ((B, T, D), (B, U + 1, D), (D, V), (V,))
+WEIGHTS = tuple(  # of frames, of labels, matrix, bias
+    np.ones(shape, np.float32) for shape in ((B, T, D), (B, U + 1, D), (D, V), (V,))
 )
-AM, LM = jnp.ones((B, T, V), jnp.float32), jnp.ones((B, U + 1, V), jnp.float32)
+AM, LM = np.ones((B, T, V), np.float32), np.ones((B, U + 1, V), np.float32)
 IDS = np.ones((B, U), np.int32)
 native = partial(loss_function("native", reduction="sum"), labels=IDS)
 
@@ -167,9 +168,10 @@ def sharded(frames: jax.Array, *others: jax.Array) -> Any:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = (P("data"), P("data"), P(), P())
 
+    def loss(*x: jax.Array) -> jax.Array:
+        return loss_function("native", reduction="sum")(joiner(*x), IDS[: B // 2])
+
     def local(*x: jax.Array) -> Any:
-        function = loss_function("native", reduction="sum")
-        loss = lambda *y: function(joiner(*y), IDS[: B // 2])  # noqa: E731
         value, grads = jax.value_and_grad(loss, (0, 1))(*x)
         return jax.lax.psum(value, "data"), grads
 
@@ -177,15 +179,17 @@ def sharded(frames: jax.Array, *others: jax.Array) -> Any:
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out_specs)(frames, *others)
 
 
-WEIGHTS = (FRAMES, LABELS, MATRIX, BIAS)
-PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[jax.Array, ...]]] = {
+PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "joiner": (step(joiner), WEIGHTS),
     "joiner in a jit": (step(jax.jit(joiner)), WEIGHTS),
     "checkpoint": (step(jax.checkpoint(joiner)), WEIGHTS),
     "linear": (step(linear), WEIGHTS[:3]),
     "scan": (accumulated, WEIGHTS),
-    "vmap": (jax.vmap(step(joiner)), tuple(jnp.stack([x, x]) for x in WEIGHTS)),
-    "bfloat16": (step(lambda *x: joiner(*x).astype(jnp.float32)), WEIGHTS),
+    "vmap": (jax.vmap(step(joiner)), tuple(np.stack([x, x]) for x in WEIGHTS)),
+    "bfloat16": (
+        step(lambda *x: joiner(*x).astype(jnp.float32)),
+        tuple(x.astype(jnp.bfloat16) for x in WEIGHTS),
+    ),
     "additive": (step(additive), (AM, LM)),
     "cond": (lambda *x: jax.lax.cond(x[0].sum() > 0, step(joiner), step(joiner), *x), WEIGHTS),
 }
@@ -258,6 +262,9 @@ def test_not_where_it_would_be_copied(devices: list[jax.Device]) -> None:
         assert "output_operand_alias" not in program.as_text()
     assert "output_operand_alias" in jax.jit(gradient, donate_argnums=0).lower(logits).as_text()
     assert "output_operand_alias" in jax.jit(manual, donate_argnums=0).lower(logits).as_text()
+    mapped = jax.pmap(gradient, donate_argnums=0)
+    several = jax.ShapeDtypeStruct((2, *logits.shape), jnp.float32)
+    assert "output_operand_alias" in mapped.lower(several).as_text()
 
 
 # ------------------------------------------------------------------------------------------ values
@@ -351,7 +358,7 @@ def test_debug_nans() -> None:
 def test_exported() -> None:
     """Exported programs leave their arguments alone, and need no other calls than documented."""
     targets = ("jax_rnnt_arcs_fwd", "jax_rnnt_lattice", "jax_rnnt_arcs_bwd")
-    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in targets]
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in targets]
     program = jax.jit(step(additive))
-    exported = jax.export.export(program, disabled_checks=checks)(AM, LM)
+    exported = export.export(program, disabled_checks=checks)(AM, LM)
     jax.tree.map(np.testing.assert_array_equal, exported.call(AM, LM), program(AM, LM))

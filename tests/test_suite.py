@@ -51,6 +51,7 @@ def test_suite(tmp_path: Path) -> None:
     logits = 4 * 2 * 6 * 4 * 11
     assert case["steps"]["forward"]["bytes"] == {"read": logits, "written": 0}
     assert case["steps"]["both"]["bytes"] == {"read": 2 * logits, "written": logits}
+    assert "native in place" in case["steps"]["both"]["calls"]
     for name, step in case["steps"].items():
         assert {"native", "xla", "floor: numpy"} <= set(step["calls"])
         for call in step["calls"].values():
@@ -216,6 +217,7 @@ def test_results() -> None:
         for n in (1, 2, 10)
     ]
     times = {"native": 4.0, "torchaudio": 90.0, "fast_rnnt": 20.0, "floor: C++": 3.0}
+    times["native in place"] = 3.5
     peers = {"torchaudio": {"loss": 1.0}, "fast_rnnt": {"loss": 1.0}, "k2": {"skipped": "absent"}}
     cases.append(case("rnnt_loss", base, {**times, "floor: numpy": 5.0}, peers=peers))
     cases.append({"op": "rnnt_loss", "error": "exit status 1"})
@@ -226,6 +228,7 @@ def test_results() -> None:
     assert found.floor("both") == 3 and found.fastest_peer("both") == "fast_rnnt"
     assert results.peers.keys() == {"torchaudio", "fast_rnnt"}
     assert "5.00× (fast_rnnt)" in report.summary(results)
+    assert "| jax_rnnt, logits donated |  | 3.50 |" in report.peers(results)
 
 
 def test_pages() -> None:

@@ -25,7 +25,7 @@ def pays_in_place(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value) -> bool
     if not jax_versions.is_for_one_device(ctx):
         return False  # the partitioner forgets what is in place
     if jax_versions.is_for_export(ctx):
-        return False  # calls "LayoutConstraint", of which JAX promises nothing in later versions
+        return False  # programs that are kept cannot rely on "LayoutConstraint" below
     operand_type: Any = operand.type
     devices = jax_versions.num_partitions(ctx)
     return operand_type.has_static_shape and not any(
@@ -45,11 +45,11 @@ def _may_be(operand: Any, argument: Any, devices: int) -> bool:
     return rest == 0 and parts > 0 and devices % parts == 0
 
 
-def to_be_written_over(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value) -> mlir.ir.Value:
-    """The first operand for a call whose result takes its memory.
+def apart_from_its_copy(ctx: mlir.LoweringRuleContext, operand: mlir.ir.Value) -> mlir.ir.Value:
+    """The first operand for a call on a CPU whose result takes its memory.
 
     For such a call XLA makes a copy of the operand, to drop it later where nothing needs it. On a
-    CPU that is too late: by then the copy is part of the operation that computes the operand.
+    CPU it merges operations before that, and the copy would be one with what computes the operand.
     Asking for a layout, the one that it has anyway, keeps the two apart until then.
     """
     aval = ctx.avals_in[0]

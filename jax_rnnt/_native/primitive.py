@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from . import jax_versions
-from .in_place import pays_in_place, to_be_written_over
+from .in_place import apart_from_its_copy, pays_in_place
 from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 
 # A core type is the shape (without batch dimensions) and dtype of an output.
@@ -68,10 +67,10 @@ def native_primitive(
         del native
         return output_types(outputs, avals, params)
 
-    def lower_native(kernels: ModuleType, ctx, *operands, native, **params):
+    def lower_native(platform: str, ctx, *operands, native, **params):
         del native
         n = batch_dims(ctx.avals_in)
-        scratch = output_types(partial(workspace, kernels), ctx.avals_in, params)
+        scratch = output_types(partial(workspace, KERNELS[platform]), ctx.avals_in, params)
         ctx = ctx.replace(avals_out=[*ctx.avals_out, *scratch])
         extra: dict[str, mlir.ir.Attribute] = {
             "mhlo.frontend_attributes": mlir.ir.DictAttr.get(
@@ -84,7 +83,8 @@ def native_primitive(
         aliases: dict[int, int] | None = None  # of operands with results
         if in_place and pays_in_place(ctx, operands[0]):
             aliases = {0: 0}
-            operands = (to_be_written_over(ctx, operands[0]), *operands[1:])
+            if platform == "cpu":
+                operands = (apart_from_its_copy(ctx, operands[0]), *operands[1:])
         call = jax.ffi.ffi_lowering(target, extra_attributes=extra, operand_output_aliases=aliases)
         results = call(ctx, *operands, **attributes(**params))
         return results[: len(results) - len(scratch)]
@@ -111,8 +111,7 @@ def native_primitive(
     if "cuda" not in KERNELS:
         mlir.register_lowering(primitive, lower_without_cuda_kernels, platform="cuda")
     for platform in platforms_with(target):
-        lowering = partial(lower_native, KERNELS[platform])
-        mlir.register_lowering(primitive, lowering, platform=platform)
+        mlir.register_lowering(primitive, partial(lower_native, platform), platform=platform)
 
     def batch(args, dims, **params):
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
