@@ -84,7 +84,7 @@ def compare(
 
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
 HEAD = (
-    f"{'op':13} {'(B, T, U+1, V)':20} {'type':4} {'ms':>8} {'kernels':>8} {'warm':>8} "
+    f"{'op':20} {'(B, T, U+1, V)':20} {'type':4} {'ms':>8} {'kernels':>8} {'warm':>8} "
     f"{'calls':>8} {'copy':>5} {'k.copy':>6} {'temp MB':>8} {'peak MB':>8} {'torch ms':>8} "
     f"{'MB':>6} {'ratio':>5}"
 )
@@ -107,7 +107,7 @@ def row(case: Case, found: dict[str, Any]) -> str:
 
     shape = str(tuple(n for n in case.shape if n)).replace(" ", "")
     cells = [
-        f"{case.op:13} {shape:20} {SHORT[case.dtype]:4}",
+        f"{case.op:20} {shape:20} {SHORT[case.dtype]:4}",
         number(times["cold"], ".4f", 8),
         number(found.get("kernel_milliseconds"), ".4f", 8),
         number(times.get("warm"), ".4f", 8),

@@ -14,13 +14,23 @@ import numpy as np
 import jax_rnnt
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.bounds import Sizes, Utterances, labels_and_bounds
-from jax_rnnt.lattice import banded_lattice, banded_lattice_score, lattice, lattice_score
+from jax_rnnt.lattice import (
+    banded_lattice,
+    banded_lattice_score,
+    best_path,
+    lattice,
+    lattice_score,
+    packed_best_path,
+    packed_lattice,
+    packed_lattice_score,
+)
 from jax_rnnt.types import ArcsOptions, LatticeOptions
 
 ARCS = ("arcs forward", "arcs backward")
-LATTICE = ("lattice", "lattice score")
+LATTICE = ("lattice", "lattice score", "best path")
+PACKED = ("packed lattice", "packed lattice score", "packed best path")
 BAND = ("band", "band score")
-PLANES = LATTICE + BAND  # ops of arcs, which have no classes
+PLANES = LATTICE + PACKED + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
 DTYPES = ("float32", "bfloat16")
 
@@ -45,6 +55,20 @@ LOSS_SHAPES = [
 TINY_SHAPES = [(2, 5, 4, 7)]
 
 Arrays = tuple[jax.Array, ...]
+
+_OF_PLANES: dict[str, Any] = {
+    "lattice": lattice,
+    "lattice score": lattice_score,
+    "best path": best_path,
+}
+# These take the largest number of labels before their operands.
+_WITH_NUM_LABELS: dict[str, Any] = {
+    "packed lattice": packed_lattice,
+    "packed lattice score": packed_lattice_score,
+    "packed best path": packed_best_path,
+    "band": banded_lattice,
+    "band score": banded_lattice_score,
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,7 @@ class Case:
             starts = np.round(frames * (self.band_labels() + 1 - W)).astype(np.int32)
             bounds = np.tile(np.array([0, T, 0, self.band_labels()], np.int32), (B, 1))
             return jnp.asarray(np.tile(starts, (B, 1))), jnp.asarray(bounds)
-        labels = None if self.op in LATTICE else self.labels(jax.random.key(0, impl="rbg"))
+        labels = None if self.op in PLANES else self.labels(jax.random.key(0, impl="rbg"))
         labels, bounds = labels_and_bounds(
             jnp.zeros(B),
             Sizes((B,), T, W - 1, V),
@@ -88,6 +112,8 @@ class Case:
         )
         if self.op in LATTICE:
             return (bounds,)
+        if self.op in PACKED:
+            return jnp.arange(0, B * T * W, T * W, dtype=jnp.int32), bounds
         assert labels is not None
         if self.op == "arcs forward":
             return labels, bounds
@@ -101,14 +127,15 @@ class Case:
             logits, *planes = operands
             labels, cotangents = small
             return arcs_bwd(ArcsOptions(), logits, labels, *planes, cotangents)
-        if self.op == "lattice":
-            return lattice(LatticeOptions(), *operands, *small)
-        if self.op == "lattice score":
-            return lattice_score(LatticeOptions(), *operands, *small)
-        if self.op == "band":
-            return banded_lattice(LatticeOptions(), self.band_labels(), *operands, *small)
-        if self.op == "band score":
-            return banded_lattice_score(LatticeOptions(), self.band_labels(), *operands, *small)
+        if self.op in LATTICE:
+            return _OF_PLANES[self.op](LatticeOptions(), *operands, *small)
+        if self.op in PACKED:
+            rows = (x.reshape(-1) for x in operands)
+            function, labels = _WITH_NUM_LABELS[self.op], self.shape[2] - 1
+            return function(LatticeOptions(), labels, *rows, *small)
+        if self.op in BAND:
+            function = _WITH_NUM_LABELS[self.op]
+            return function(LatticeOptions(), self.band_labels(), *operands, *small)
         if self.op == "loss forward":
             return jax_rnnt.rnnt_loss(*operands, *small)
         logits, labels = operands
@@ -176,6 +203,7 @@ def all_cases(*, tiny: bool) -> list[Case]:
         *grid(ARCS, arcs, DTYPES),
         # arcs are float32 whatever the logits are
         *grid(LATTICE, planes, DTYPES[:1]),
+        *grid(PACKED, planes[-2:-1] or planes, DTYPES[:1]),
         *grid(BAND, bands, DTYPES[:1]),
     ]
 
