@@ -21,7 +21,7 @@ from jax import lax
 
 from ._native.jax_versions import align_varying_axes
 from ._native.platforms import tile_bytes
-from .per_shard import per_shard
+from .per_shard import per_shard, tile_begins
 from .reference import accumulator_dtype, axis_index, valid_bounds
 from .types import Normalization
 
@@ -373,7 +373,7 @@ def _in_tiles(
         return (lax.dynamic_update_slice_in_dim(results, result, begin, 1), carry), None
 
     _, results, carry = align_varying_axes(am.top, results, carry)
-    begins = jnp.arange(0, T, frames, dtype=jnp.int32)
+    begins = tile_begins(T, frames)
     return lax.scan(step, (results, carry), begins, reverse=True)[0]
 
 

@@ -139,6 +139,15 @@ def per_shard(
     return (*by_utterance, *sums)
 
 
+def tile_begins(size: int, tile: int) -> jax.Array:
+    """0, tile, 2 tile, ..., below `size`, `(tiles,)` int32.
+
+    Not an arange with a step, which is a constant, and those JAX 0.7 refuses in a partitioned
+    function.
+    """
+    return tile * jnp.arange(-(-size // tile), dtype=jnp.int32)
+
+
 def _batch_sharding(reference: Any, num_batch_dims: int, x: Any) -> Any:
     """The sharding of `reference` in the batch dimensions of `x`, and none in the others."""
     if not isinstance(reference, NamedSharding):

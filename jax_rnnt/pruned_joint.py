@@ -18,7 +18,7 @@ from .bounds import Sizes
 from .joint_function import JointCallable, JointFunction, for_sums, take_apart
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
-from .per_shard import per_shard
+from .per_shard import per_shard, tile_begins
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
 from .reduction import negative, reduce_losses
 from .reference import accumulator_dtype
@@ -166,7 +166,7 @@ class _Options:
 
     def tile_begins(self) -> jax.Array:
         """First frame of each tile. The last one is moved to end at T; the slices see to that."""
-        return jnp.arange(0, self.sizes.T, max(self.frames_per_tile, 1), dtype=jnp.int32)
+        return tile_begins(self.sizes.T, max(self.frames_per_tile, 1))
 
     def tile(self, x: jax.Array, begin: jax.Array) -> jax.Array:
         """A tile's frames of a `(*batch, T, ...)` array."""
