@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._native.jax_versions import replicated
+from ._native.jax_versions import align_varying_axes, replicated
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
 from .label_windows import row_label_mask
 from .reference import axis_index
@@ -50,7 +50,7 @@ def layout_of(logit_lengths: jax.Array, label_lengths: jax.Array, num_rows: int)
 
 def rows_of(layout: Layout, num_rows: int) -> Rows:
     """What each of the rows stands for."""
-    row = axis_index(1, 0, num_rows)
+    layout, row = align_varying_axes(layout, axis_index(1, 0, num_rows))
     B = layout.ends.shape[0]
     # A comparison with every end costs less than a search where there are few.
     method = "compare_all" if B <= 64 else "scan"

@@ -14,7 +14,13 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._native.jax_versions import batch_sharding_rule, without_explicit_axes, without_mesh
+from ._native.jax_versions import (
+    batch_sharding_rule,
+    can_sum_on_explicit_meshes,
+    has_explicit_axes,
+    without_explicit_axes,
+    without_mesh,
+)
 
 _Results = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # by utterance, and sums
 
@@ -44,7 +50,17 @@ def per_shard(
       shared: operands without batch dimensions, such as parameters.
       num_sums: how many of the last results are sums. Devices communicate for nothing else.
       num_mapped_dims: leading batch dimensions that the sums keep.
+
+    Raises:
+      NotImplementedError: sums over devices along explicit axes, which this JAX cannot do.
     """
+    explicit = has_explicit_axes(operands[0], num_mapped_dims, num_batch_dims)
+    if num_sums and explicit and not can_sum_on_explicit_meshes():
+        raise NotImplementedError(
+            "the gradient of a joint network's parameters cannot be summed over the devices of a "
+            f"mesh with explicit axes in JAX {jax.__version__}: use jax.shard_map, automatic axes, "
+            "or JAX 0.9 or 0.10."
+        )
     num_operands = len(operands)
 
     def local(*args: jax.Array) -> _Results:

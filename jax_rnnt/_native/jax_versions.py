@@ -139,6 +139,17 @@ def without_explicit_axes(
     return inside(*operands)
 
 
+def has_explicit_axes(x: jax.Array, begin: int, end: int) -> bool:
+    """Whether these dimensions of an array are divided along explicit axes of a mesh."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    return sharding is not None and any(sharding.spec[begin:end])
+
+
+def can_sum_on_explicit_meshes() -> bool:
+    """In a `custom_partitioning`. XLA refuses what other versions make of it, or dies of it."""
+    return (0, 9) <= jax.__version_info__[:2] < (0, 11)
+
+
 def batch_sharding_rule(rule: str, private_factors: Sequence[str]) -> Any:
     """What a `custom_partitioning` sharding rule in einsum notation may return.
 
