@@ -2,8 +2,8 @@
 // with the logarithm, and in float 5e8 nats of range below the likeliest of a row.
 #pragma once
 
+#include "elementary.h"
 #include "lattice_layout.h"
-#include "simd.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 

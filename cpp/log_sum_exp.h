@@ -1,6 +1,7 @@
 // Maxima and sums of exponentials over the classes of rows of logits.
 #pragma once
 
+#include "elementary.h"
 #include "storage.h"
 
 namespace jax_rnnt::JAX_RNNT_TARGET {

@@ -1,5 +1,6 @@
 """The native ops: `arcs_fwd`, `arcs_bwd`, and the lattices of planes, packed rows and bands, which
-are also there as `*_score`, without posteriors; `best_path` and `packed_best_path`."""
+are also there as `*_score`, without posteriors; `best_path` and `packed_best_path`; and, on a CPU,
+`factored_fwd` and `factored_bwd`, the arcs of the additive joiner."""
 
 from __future__ import annotations
 
@@ -218,16 +219,7 @@ _best_path_p = native_primitive(
     ],
     fallback=reference_best_path,
     attributes=lambda num_labels, **params: _lattice_attributes(**params),
-    workspace=lambda kernels, blank, *_, **params: [
-        (
-            (
-                kernels.best_path_workspace_elements(
-                    *_known_sizes(*blank.shape), blank.dtype.itemsize
-                ),
-            ),
-            blank.dtype,
-        )
-    ],
+    workspace=lambda kernels, blank, *_, **params: _best_path_workspace(kernels, blank),
 )
 
 _packed_best_path_p = native_primitive(
