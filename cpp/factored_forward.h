@@ -6,7 +6,7 @@
 // products may be too small for floating point: such cells are computed again, exactly.
 #pragma once
 
-#include "arcs_kernels.h"
+#include "arcs_forward.h"
 #include "factored_rows.h"
 #include "matrix_product.h"
 

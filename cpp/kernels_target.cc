@@ -1,6 +1,7 @@
 // All kernels for one instruction set. The build compiles this file several times, with
 // JAX_RNNT_TARGET (a namespace), JAX_RNNT_VECTOR_BYTES and the compiler flags that belong to them.
-#include "arcs_kernels.h"
+#include "arcs_backward.h"
+#include "arcs_forward.h"
 #include "banded_kernels.h"
 #include "best_path_kernels.h"
 #include "factored_backward.h"

@@ -30,6 +30,16 @@ JAX_RNNT_INLINE void stream_lines(void* to, const void* from, int64_t bytes) {
 #endif
 }
 
+JAX_RNNT_INLINE void stream_zeros(void* to, int64_t bytes) {
+#ifdef __x86_64__
+  for (char *line = static_cast<char*>(to), *end = line + bytes; line < end; line += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(line), __m128i{});
+  }
+#else
+  __builtin_memset(to, 0, bytes);
+#endif
+}
+
 JAX_RNNT_INLINE void finish_streaming() {
 #ifdef __x86_64__
   _mm_sfence();
@@ -69,6 +79,30 @@ class StreamWriter {
   }
   JAX_RNNT_INLINE_MEMBER void add(int64_t count) { size_ += count; }
 
+  // As next() and add() of any number of zeros.
+  JAX_RNNT_INLINE_MEMBER void zeros(int64_t count) {
+    if (how_ == Writing::kDirect) {
+      __builtin_memset(target_ + size_, 0, count * sizeof(In));
+      size_ += count;
+      return;
+    }
+    if (count > kCapacity) {
+      const int64_t to_line = -size_ & (kLine - 1);
+      count -= to_line;
+      fill(to_line);
+      flush();
+      const int64_t bytes = count / kLine * kCacheLine;
+      if (how_ == Writing::kStreamed) {
+        stream_zeros(target_, bytes);
+      } else {
+        __builtin_memset(target_, 0, bytes);
+      }
+      target_ += bytes / sizeof(In);
+      count %= kLine;
+    }
+    if (count > 0) fill(count);
+  }
+
   JAX_RNNT_INLINE_MEMBER void finish() {
     if (how_ == Writing::kDirect) return;
     flush();
@@ -78,6 +112,11 @@ class StreamWriter {
 
  private:
   static constexpr int64_t kLine = kCacheLine / sizeof(In);
+
+  JAX_RNNT_INLINE_MEMBER void fill(int64_t zeros) {
+    __builtin_memset(next(zeros), 0, zeros * sizeof(In));
+    add(zeros);
+  }
 
   // Writes all whole lines. What is left stays, at the beginning of the buffer.
   JAX_RNNT_INLINE_MEMBER void flush() {

@@ -63,7 +63,7 @@ def test_rows(target: str, dtype: Any, normalization: str) -> None:
     """Rows shorter and longer than a vector and than a block of vectors."""
     rng = np.random.default_rng(0)
     options: Options = {"normalization": normalization}
-    for classes in (2, 5, 20, 70, 300):
+    for classes in (2, 5, 20, 70, 300, 1500):
         batch = random_batch(rng, 6, 5, 3, classes, scale=2.0, dtype=dtype, **options)
         check_dtype(batch, "native", dtype, options)
 
@@ -72,6 +72,7 @@ def test_rows(target: str, dtype: Any, normalization: str) -> None:
 def test_in_place(target: str, dtype: Any) -> None:
     """The gradient in the memory of the logits: rows in groups, and in parts."""
     check_same_numbers([2, 28, 129, 1025], dtype, "hat")
+    check_same_numbers([16, 50, 250, 1026], dtype, "softmax")
 
 
 # Labels a frame has one more row than, and classes: around multiples of all vector widths, and of
@@ -139,6 +140,7 @@ def test_large_gradients(target: str, dtype: Any) -> None:
         batch = random_batch(rng, 3, frames, labels, classes, scale=2.0, dtype=dtype)
         assert batch.logits.nbytes > 1 << 24
         check_dtype(batch, "native", dtype, {"clamp": 0.3})
+        check_dtype(batch, "native", dtype, {})
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda d: np.dtype(d).name)
