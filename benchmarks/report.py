@@ -112,7 +112,9 @@ def peers(results: Results) -> str:
         for name in (*ours, *found.peers) if found.peers else ():
             if not found.call("both", name):
                 continue
-            first, both = name == "native", found.median("both", name)
+            first = name == "native"
+            both, fresh = (found.median("both", name, how) for how in ("reused", "fresh"))
+            fresh_over_ours = over(fresh, found.median("both", "native", "fresh"))
             rows.append(
                 [
                     f"`{found.op}` {found.sizes}" if first else "",
@@ -121,10 +123,15 @@ def peers(results: Results) -> str:
                     number(found.median("forward", name)),
                     number(both),
                     "" if name in ours else ratio(over(both, found.median("both", "native"))),
+                    number(fresh),
+                    "" if name in ours else ratio(fresh_over_ours),
                     megabytes(found.memory("both", name)),
                 ]
             )
-    head = "loss, threads, system, forward ms, both ms, times ours, memory MB"
+    head = (
+        "loss, threads, system, forward ms, both ms, times ours, "
+        "both with fresh buffers, times ours, memory MB"
+    )
     return table(head, rows)
 
 
