@@ -22,7 +22,7 @@ from workloads import Call
 Timer = Callable[[], tuple[float, float]]
 """Seconds and page faults of a call."""
 
-ROUNDS = (3, 50)
+ROUNDS = (5, 50)
 """Fewest and most, of one timer."""
 FEW_FAULTS = 20
 """In a call whose memory is all there."""

@@ -14,9 +14,6 @@ struct RowWeights {
   const T *blank, *label;  // unit arc weights
   const T* denominators;
 
-  JAX_RNNT_INLINE_MEMBER RowWeights from(int64_t row) const {
-    return {blank + row, label + row, denominators + row};
-  }
   // The first of the rows [row, end) that is dead; `end` if there is none.
   JAX_RNNT_INLINE_MEMBER int64_t first_dead(int64_t row, int64_t end) const {
     return first(row, end, [](auto blank, auto label) __attribute__((always_inline)) {
