@@ -236,9 +236,9 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
     }
   };
   for (int64_t row = begin;;) {
-    const int64_t alive = weights.first_alive(row, end);
-    writer.zeros((alive - row) * V);
-    row = alive;
+    const int64_t live = weights.first_live(row, end);
+    writer.zeros((live - row) * V);
+    row = live;
     if (row == end) return;
     if (const int64_t most = kPiece / V; most > 0) {
       const int64_t stop = weights.first_dead(row, end - row < most ? end : row + most);

@@ -21,7 +21,7 @@ struct RowWeights {
     });
   }
   // The first that is not.
-  JAX_RNNT_INLINE_MEMBER int64_t first_alive(int64_t row, int64_t end) const {
+  JAX_RNNT_INLINE_MEMBER int64_t first_live(int64_t row, int64_t end) const {
     return first(row, end, [](auto blank, auto label) __attribute__((always_inline)) {
       return (blank != T(0)) | (label != T(0));
     });
@@ -78,7 +78,7 @@ class RowsAhead {
   JAX_RNNT_INLINE_MEMBER void read(int64_t count) {
     while (count > 0) {
       if (next_ == stop_ * V_) {
-        const int64_t row = weights_.first_alive(stop_, end_);
+        const int64_t row = weights_.first_live(stop_, end_);
         if (row == end_) return;
         stop_ = weights_.first_dead(row, few_rows_after(row));
         next_ = row * V_;

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from cases import (
     random_arcs,
     run_arcs,
 )
+from cpp_programs import build_program, run_program
 from oracles import LogitsResult
 from packed_cases import PackedBatch, random_packed, run_packed
 
 pytestmark = pytest.mark.cpu_only("about the threads of the CPU kernels")
 
-HERE = Path(__file__).parent
 THREADS = [1, 2, 5]
 
 # Utterances, frames, labels, dtype: few utterances of at least 16,384 cells are shared.
@@ -113,18 +112,11 @@ def test_packed_values(results: list[dict[str, np.ndarray]]) -> None:
 
 def test_no_race(tmp_path: Path) -> None:
     """The same kernels and dealing out of work under ThreadSanitizer."""
-    program = str(tmp_path / "lattice_threads")
-    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-Wall", "-Wextra", "-Wno-psabi"]
-    flags += ["-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-strict-aliasing"]
-    compiler = os.environ.get("CXX", "g++")
-    source = str(HERE / "lattice_threads.cc")
-    run = partial(subprocess.run, capture_output=True, text=True, timeout=300)
-    done = run([compiler, *flags, f"-I{HERE.parent / 'cpp'}", source, "-o", program])
-    assert done.returncode == 0, done.stderr
-    done = run([program])
+    program = build_program("lattice_threads.cc", tmp_path, "-g", "-fsanitize=thread")
+    done = run_program([program])
     if "unexpected memory mapping" in done.stderr:
         # Older sanitizers do not get on with all that kernels do to place memory at random.
-        done = run(["setarch", "--addr-no-randomize", program])
+        done = run_program(["setarch", "--addr-no-randomize", program])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
