@@ -7,7 +7,7 @@ from functools import partial
 import jax
 
 from . import validation, validation_factored, validation_pruning
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .arcs import arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .factored import checked_halves
@@ -214,6 +214,7 @@ def _align(
 ) -> Alignment:
     logits = jax.lax.stop_gradient(logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
+    (logits,) = with_whole_rows(len(sizes.batch), logits)
     labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
     assert labels is not None
     mask = label_mask(logits, sizes, utterances)
@@ -228,6 +229,7 @@ def _align_from_arcs(
 ) -> Alignment:
     blank, label = jax.lax.stop_gradient((blank, label))
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
+    blank, label = with_whole_rows(len(sizes.batch), blank, label)
     _, bounds = labels_and_bounds(blank, sizes, utterances, None)
     dtype = accumulator_dtype(blank.dtype)
     label = only_allowed(label, label_mask(blank, sizes, utterances))
@@ -245,6 +247,7 @@ def _align_simple(
 ) -> Alignment:
     am, lm = jax.lax.stop_gradient((am, lm))
     sizes = validation_factored.factored_sizes(am.shape, lm.shape)
+    am, lm = with_whole_rows(len(sizes.batch), am, lm)
     labels, bounds = labels_and_bounds(am, sizes, utterances, arcs_options.blank_id)
     assert labels is not None
     mask = label_mask(am, sizes, utterances)
@@ -263,6 +266,7 @@ def _align_pruned(
 ) -> Alignment:
     logits = jax.lax.stop_gradient(logits)
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
+    (logits,) = with_whole_rows(len(sizes.batch), logits)
     logits, labels, frame_bounds, starts, bounds, mask = align_varying_axes(
         logits, *band_operands(logits, sizes, ranges, utterances, arcs_options.blank_id)
     )

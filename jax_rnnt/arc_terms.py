@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from . import validation, validation_factored
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice
@@ -95,6 +95,8 @@ def _reduced_losses(
     reduction: Reduction,
 ) -> jax.Array:
     sizes = validation.sizes_of("blank_terms[0]", blanks[0].shape, 2)
+    terms = with_whole_rows(len(sizes.batch), *blanks, *labels)
+    blanks, labels = terms[: len(blanks)], terms[len(blanks) :]
     _, bounds = labels_and_bounds(blanks[0], sizes, utterances, None)
     mask = label_mask(blanks[0], sizes, utterances)
     labels = tuple(only_allowed(x, mask) for x in labels)

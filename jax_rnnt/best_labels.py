@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_factored
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .bounds import Sizes, Utterances, labels_and_bounds
 from .factored_arcs import factored_best_arcs
 from .factored_reference import rows_inside
@@ -160,6 +160,7 @@ def _best_labels(
 ) -> BestLabels:
     logits = lax.stop_gradient(logits)
     sizes = replace(validation.sizes_of("logits", logits.shape, 3), V=None)
+    (logits,) = with_whole_rows(len(sizes.batch), logits)
     _, bounds = labels_and_bounds(logits, sizes, utterances, None)
     mask = label_mask(logits, sizes, utterances)
     logits, bounds, mask = align_varying_axes(logits, bounds, mask)
@@ -180,6 +181,7 @@ def _best_labels_simple(
 ) -> BestLabels:
     am, lm = lax.stop_gradient((am, lm))
     sizes = replace(validation_factored.factored_sizes(am.shape, lm.shape), V=None)
+    am, lm = with_whole_rows(len(sizes.batch), am, lm)
     _, bounds = labels_and_bounds(am, sizes, utterances, None)
     mask = label_mask(am, sizes, utterances)
     am, lm, bounds, mask = align_varying_axes(am, lm, bounds, mask)

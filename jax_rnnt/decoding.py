@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_decoding
-from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
+from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
 from .bounds import Sizes, labels_and_bounds
 from .types import Array
 
@@ -92,6 +92,8 @@ def greedy_decode(
     blank_id, first = validation_decoding.check_functions(
         predictor_step, joint_fn, state, (tuple(batch), D, encoder.dtype), blank_id, start_label
     )
+
+    (encoder,) = with_whole_rows(len(batch), encoder)
 
     def placed(x: jax.Array) -> jax.Array:
         return with_batch_sharding_of(encoder, len(batch), x)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from . import validation, validation_factored
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .bounds import Utterances, labels_and_bounds
 from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
 from .label_windows import label_mask, only_allowed
@@ -324,6 +324,7 @@ def _reduced_loss(
     reduction: Reduction,
 ) -> tuple[jax.Array, Posteriors | None]:
     sizes = validation_factored.factored_sizes(am.shape, lm.shape)
+    am, lm = with_whole_rows(len(sizes.batch), am, lm)
     labels, bounds = labels_and_bounds(am, sizes, utterances, options.arcs.blank_id)
     assert labels is not None
     mask = label_mask(am, sizes, utterances)

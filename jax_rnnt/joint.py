@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from . import validation, validation_joint
-from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
+from ._native.jax_versions import (
+    align_varying_axes,
+    replicated,
+    with_batch_sharding_of,
+    with_whole_rows,
+)
 from ._native.platforms import tile_bytes
 from .bounds import Sizes, labels_and_bounds
 from .joint_function import JointCallable, take_apart
@@ -129,11 +134,10 @@ def rnnt_loss_joint(
     rows_per_tile = validation.whole_number("rows_per_tile", rows_per_tile, minimum=1)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
 
+    encoder, predictor = with_whole_rows(len(sizes.batch), encoder, predictor)
     targets, bounds = labels_and_bounds(encoder, sizes, utterances, arcs_options.blank_id)
     assert targets is not None
-    predictor, keys = jax.tree.map(
-        partial(with_batch_sharding_of, encoder, len(sizes.batch)), (predictor, keys)
-    )
+    keys = jax.tree.map(partial(with_batch_sharding_of, encoder, len(sizes.batch)), keys)
     options = JointOptions(
         joint,
         rows_per_tile,
@@ -146,6 +150,7 @@ def rnnt_loss_joint(
     )
     rest = JointConstants(targets, bounds, keys)
     mask = label_mask(encoder, sizes, utterances)
+    variables, constants = jax.tree.map(replicated, (variables, constants))
     operands = variables, constants, encoder, predictor, rest, mask
     variables, constants, *others = align_varying_axes(*operands)
     loss: Any = _loss(options, variables, [*constants, *closed_over], *others)
@@ -173,6 +178,7 @@ def _loss(
 
 
 def _loss_fwd(options, variables, constants, encoder, predictor, rest, mask):
+    variables, constants = jax.tree.map(replicated, (variables, constants))
     operands = variables, constants, encoder, predictor, rest
     blank, label, denominators = joint_arcs(options, *operands)
     label = only_allowed(label, mask)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from . import validation
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
@@ -262,6 +262,7 @@ def _rnnt_loss(
     reduction: Reduction,
 ) -> jax.Array:
     sizes = validation.sizes_of("logits", logits.shape, 3)
+    (logits,) = with_whole_rows(len(sizes.batch), logits)
     labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
     assert labels is not None
     mask = label_mask(logits, sizes, utterances)
@@ -311,6 +312,7 @@ def _rnnt_loss_from_arcs(
     return_posteriors: bool,
 ) -> tuple[jax.Array, Posteriors | None]:
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
+    blank, label = with_whole_rows(len(sizes.batch), blank, label)
     _, bounds = labels_and_bounds(blank, sizes, utterances, None)
     dtype = accumulator_dtype(blank.dtype)
     label = only_allowed(label, label_mask(blank, sizes, utterances))

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from . import validation, validation_packed
-from ._native.jax_versions import align_varying_axes, replicated, with_batch_sharding_of
+from ._native.jax_versions import (
+    align_varying_axes,
+    replicated,
+    with_batch_sharding_of,
+    with_whole_rows,
+)
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances
 from .label_windows import only_allowed
@@ -234,8 +239,8 @@ def _rnnt_loss_packed(
     if sizes.batch[0] == 0:
         return reduce_losses(jnp.zeros(0, accumulator_dtype(logits.dtype)), reduction, None)
     ints = packed_operands(utterances, sizes, arcs_options.blank_id)
-    of_rows = (with_batch_sharding_of(logits, 1, x) for x in ints[:3])
-    operands = align_varying_axes(logits, *of_rows, *ints[3:])
+    rows = with_whole_rows(1, logits, *ints[:3])
+    operands = align_varying_axes(*rows, *ints[3:])
     loss: Any = _packed_loss(arcs_options, lattice_options, sizes.U, *operands)
     return reduce_losses(loss, reduction, utterances.where)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_packed
-from ._native.jax_versions import align_varying_axes, replicated, with_batch_sharding_of
+from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
 from .best_labels import best_class, with_alignment
 from .bounds import Sizes, Utterances, clip_to_int32
 from .emission import expected_frames_of
@@ -205,10 +205,8 @@ def _align(
     if sizes.batch[0] == 0:
         return _nothing(logits, sizes.U)
     ints = packed_operands(utterances, sizes, arcs_options.blank_id)
-    of_rows = (with_batch_sharding_of(logits, 1, x) for x in ints[:2])
-    logits, row_labels, row_bounds, offsets, bounds, mask = align_varying_axes(
-        logits, *of_rows, *ints[3:]
-    )
+    rows = with_whole_rows(1, logits, *ints[:2])
+    logits, row_labels, row_bounds, offsets, bounds, mask = align_varying_axes(*rows, *ints[3:])
     blank, label, _ = row_arcs(arcs_options, logits, row_labels, row_bounds)
     label = only_allowed(label, mask)
     return packed_best_path(lattice_options, sizes.U, blank, label, offsets, bounds)
@@ -250,8 +248,8 @@ def _best_labels(
         alignment = _align_from_arcs(arcs, arcs, utterances, max_labels, lattice_options)
         return with_alignment(alignment.frames, alignment)
     ints = packed_operands(utterances, Sizes((B,), N, max_labels), None)
-    row_bounds = with_batch_sharding_of(logits, 1, ints.row_bounds)
-    logits, row_bounds, offsets, bounds, mask = align_varying_axes(logits, row_bounds, *ints[3:])
+    rows = with_whole_rows(1, logits, ints.row_bounds)
+    logits, row_bounds, offsets, bounds, mask = align_varying_axes(*rows, *ints[3:])
     classes = best_class(logits, arcs_options.blank_id)
     blank, label, _ = row_arcs(arcs_options, logits, classes[:, None], row_bounds)
     classes = replicated(classes)

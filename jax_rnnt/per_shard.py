@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,9 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ._native.jax_versions import (
     batch_sharding_rule,
-    can_sum_on_explicit_meshes,
-    has_explicit_axes,
-    without_explicit_axes,
+    explicit_sharding,
     without_mesh,
 )
 
@@ -50,17 +47,7 @@ def per_shard(
       shared: operands without batch dimensions, such as parameters.
       num_sums: how many of the last results are sums. Devices communicate for nothing else.
       num_mapped_dims: leading batch dimensions that the sums keep.
-
-    Raises:
-      NotImplementedError: sums over devices along explicit axes, which this JAX cannot do.
     """
-    explicit = has_explicit_axes(operands[0], num_mapped_dims, num_batch_dims)
-    if num_sums and explicit and not can_sum_on_explicit_meshes():
-        raise NotImplementedError(
-            "the gradient of a joint network's parameters cannot be summed over the devices of a "
-            f"mesh with explicit axes in JAX {jax.__version__}: use jax.shard_map, automatic axes, "
-            "or JAX 0.9 or 0.10."
-        )
     num_operands = len(operands)
 
     def local(*args: jax.Array) -> _Results:
@@ -105,7 +92,7 @@ def per_shard(
         def per_device(*args: jax.Array) -> _Results:
             with without_mesh():
                 by_utterance, sums = local(*args)
-            return by_utterance, lax.psum(sums, axes) if axes else sums
+                return by_utterance, lax.psum(sums, axes) if axes else sums
 
         argument_shardings = (
             *(_batch_sharding(of, num_batch_dims, x) for x in arguments[:num_operands]),
@@ -117,8 +104,34 @@ def per_shard(
     partitioned.def_partition(
         partition=partition, infer_sharding_from_operands=infer_sharding, sharding_rule=rule
     )
-    result_dims = (num_batch_dims, num_mapped_dims)
-    mapped = custom_vmap(partial(without_explicit_axes, partitioned, result_dims))
+
+    def on_any_mesh(*args: jax.Array) -> _Results:
+        """Each device's share where axes are explicit; the compiler divides the others."""
+        of = explicit_sharding(args[0])
+        if of is None:
+            return partitioned(*args)
+        shardings = (
+            *(_batch_sharding(of, num_batch_dims, x) for x in args[:num_operands]),
+            *(_batch_sharding(of, 0, x) for x in args[num_operands:]),
+        )
+        batch, kept = (PartitionSpec(*of.spec[:n]) for n in (num_batch_dims, num_mapped_dims))
+        axes = _axes(of, num_mapped_dims, num_batch_dims)
+
+        def per_device(*args: jax.Array) -> _Results:
+            by_utterance, sums = partitioned(*args)
+            return by_utterance, lax.psum(sums, axes) if axes else sums
+
+        manual = jax.shard_map(
+            per_device,
+            mesh=of.mesh,
+            in_specs=tuple(x.spec for x in shardings),
+            out_specs=(batch, kept),
+            axis_names=set(of.mesh.explicit_axes),
+            check_vma=False,
+        )
+        return jax.jit(manual)(*map(jax.sharding.reshard, args, shardings))
+
+    mapped = custom_vmap(on_any_mesh)
 
     @mapped.def_vmap
     def _(size: int, is_mapped: Sequence[bool], *args: jax.Array) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_joint, validation_pruning
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
 from .bounds import Sizes
 from .joint_function import JointCallable, JointFunction, for_sums, take_apart
 from .label_windows import only_allowed
@@ -131,7 +131,9 @@ def rnnt_loss_pruned_joint(
         arcs_options,
         lattice_options,
     )
+    encoder, predictor = with_whole_rows(len(sizes.batch), encoder, predictor)
     band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id))
+    variables, constants = jax.tree.map(replicated, (variables, constants))
     operands = align_varying_axes(variables, constants, encoder, predictor, band)
     variables, constants, *others = operands
     loss: Any = _loss(options, variables, [*constants, *closed_over], *others)

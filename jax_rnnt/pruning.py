@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_pruning
-from ._native.jax_versions import align_varying_axes, with_batch_sharding_of
+from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
 from .label_windows import band_label_mask, labels_at, only_allowed
@@ -190,6 +190,7 @@ def _prune_ranges(
 ) -> jax.Array:
     *batch, T, W = blank.shape
     S = min(s_range, W)
+    blank, label = with_whole_rows(len(batch), blank, label)
     _, bounds = labels_and_bounds(blank, Sizes(tuple(batch), T, W - 1), utterances, None)
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
 
@@ -239,6 +240,7 @@ def _rnnt_loss_pruned(
     reduction: Reduction,
 ) -> jax.Array:
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
+    (logits,) = with_whole_rows(len(sizes.batch), logits)
     operands = align_varying_axes(
         logits, *band_operands(logits, sizes, ranges, utterances, arcs_options.blank_id)
     )

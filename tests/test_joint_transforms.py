@@ -14,8 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from joint_cases import Array, Problem, assert_close, dense, random_problem, rest_of, tiled
 from test_transforms import custom_calls, export
 
-from jax_rnnt._native import jax_versions
-
 B = 8
 DATA = PartitionSpec("data")
 loss = tiled(rows_per_tile=100)
@@ -134,11 +132,6 @@ def test_sharded_jit(
         variables = jax.device_put(problem.variables, NamedSharding(mesh, PartitionSpec()))
         rows = jax.device_put(operands, NamedSharding(mesh, DATA))
         step = jax.jit(value_and_grad(function))
-        summed = axis_type == "Explicit" and function is loss
-        if summed and not jax_versions.can_sum_on_explicit_meshes():
-            with pytest.raises(NotImplementedError, match="explicit axes in JAX"):
-                step.lower(variables, *rows)
-            return
         step = step.lower(variables, *rows).compile()
         assert collectives(step) == {"all-reduce"}
         found = step(variables, *rows)

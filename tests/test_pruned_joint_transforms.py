@@ -14,7 +14,6 @@ from test_pruned_joint import B, assert_close, joint, pulled_back, random_proble
 from test_transforms import custom_calls, export
 
 import jax_rnnt
-from jax_rnnt._native import jax_versions
 
 
 def test_vmap_is_a_batch_dimension() -> None:
@@ -123,11 +122,6 @@ def test_sharded_jit(axis_type: str, function: str, devices: list[jax.Device]) -
             NamedSharding(mesh, PartitionSpec("data")),
         )
         whole = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        summed = axis_type == "Explicit" and function == "batch"
-        if summed and not jax_versions.can_sum_on_explicit_meshes():
-            with pytest.raises(NotImplementedError, match="explicit axes in JAX"):
-                jax.jit(gradients).lower(whole, *rows)
-            return
         compiled = jax.jit(gradients).lower(whole, *rows).compile()
         found = compiled(whole, *rows)
         text: Any = compiled.as_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
@@ -42,26 +42,38 @@ def align_varying_axes(*operands: Any) -> tuple[Any, ...]:
     )
 
 
+def explicit_sharding(x: Any) -> NamedSharding | None:
+    """That of an array which is divided along explicit axes of a mesh."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    # Specs of axes that are not explicit are empty.
+    return sharding if sharding is not None and any(sharding.spec) else None
+
+
 def with_batch_sharding_of(reference: jax.Array, num_batch_dims: int, x: jax.Array) -> jax.Array:
-    """`x` with its leading dimensions sharded as those of `reference`, on an explicit mesh.
+    """`x`, on an explicit mesh divided as `reference` is in its leading dimensions, else whole.
 
     Explicit axes refuse to combine a sharded operand with a replicated one. On other meshes, where
     the compiler decides, `x` is returned as it is.
     """
-    sharding = getattr(jax.typeof(reference), "sharding", None)
-    if sharding is None or not any(sharding.spec[:num_batch_dims]):
-        return x  # specs of axes that are not explicit are empty
-    batch = sharding.spec[:num_batch_dims]
+    sharding = explicit_sharding(reference) or explicit_sharding(x)
+    if sharding is None:
+        return x
+    batch = tuple(jax.typeof(reference).sharding.spec)[:num_batch_dims]
     spec = PartitionSpec(*batch, *[None] * (x.ndim - len(batch)))
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
+def with_whole_rows(num_batch_dims: int, *scores: jax.Array) -> tuple[jax.Array, ...]:
+    """Scores that, on an explicit mesh, are divided as the batch of the first is, and no further.
+
+    It must lie outside of a `custom_vjp`, whose gradients have to be divided as its operands are.
+    """
+    return tuple(with_batch_sharding_of(scores[0], num_batch_dims, x) for x in scores)
+
+
 def replicated(x: jax.Array) -> jax.Array:
     """`x` whole on every device of an explicit mesh; on others, where the compiler decides, `x`."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if sharding is None or not any(sharding.spec):
-        return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*[None] * x.ndim)))
+    return with_batch_sharding_of(x, 0, x)
 
 
 def output_type(reference: Any, num_batch_dims: int, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -117,37 +129,6 @@ def kept_arguments(ctx: mlir.LoweringRuleContext) -> list[mlir.ir.Type]:
         for argument, attributes in zip(main.type.inputs, main.arg_attrs, strict=True)
         if not any(name in attributes for name in ("jax.buffer_donor", "tf.aliasing_output"))
     ]
-
-
-def without_explicit_axes(
-    function: Callable[..., tuple[Any, ...]], result_dims: tuple[int, ...], *operands: jax.Array
-) -> tuple[Any, ...]:
-    """`function(*operands)`, its inside partitioned by the compiler also on explicit meshes.
-
-    The first `result_dims[i]` dimensions of result `i`, an array or a tuple of them, are sharded as
-    those of the first operand.
-    """
-    shardings = [getattr(jax.typeof(x), "sharding", None) for x in operands]
-    if not any(s is not None and any(s.spec) for s in shardings):
-        return function(*operands)  # specs of axes that are not explicit are empty
-    assert shardings[0] is not None
-    mesh, spec = shardings[0].mesh, shardings[0].spec
-    out_sharding = tuple(NamedSharding(mesh, PartitionSpec(*spec[:n])) for n in result_dims)
-    inside: Any = jax.sharding.auto_axes(
-        function, axes=mesh.explicit_axes, out_sharding=out_sharding
-    )
-    return inside(*operands)
-
-
-def has_explicit_axes(x: jax.Array, begin: int, end: int) -> bool:
-    """Whether these dimensions of an array are divided along explicit axes of a mesh."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    return sharding is not None and any(sharding.spec[begin:end])
-
-
-def can_sum_on_explicit_meshes() -> bool:
-    """In a `custom_partitioning`. XLA refuses what other versions make of it, or dies of it."""
-    return (0, 9) <= jax.__version_info__[:2] < (0, 11)
 
 
 def batch_sharding_rule(rule: str, private_factors: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import validation
-from .._native.jax_versions import align_varying_axes, with_batch_sharding_of
+from .._native.jax_versions import align_varying_axes, with_whole_rows
 from ..bounds import Sizes, clip_to_int32
 from ..types import Array, Posteriors
 
@@ -162,10 +162,8 @@ def all_arcs(
     labels = jnp.clip(jnp.asarray(clip_to_int32(symbols)), 0, sizes.V - 1)
     extents = jnp.array([0, sizes.T, 0, labels.shape[-1]], jnp.int32)
     bounds = jnp.broadcast_to(extents, (*sizes.batch, 4))
-    labels, bounds = (
-        with_batch_sharding_of(scores[0], len(sizes.batch), x) for x in (labels, bounds)
-    )
-    return _arcs(arcs, *align_varying_axes(scores, labels, bounds))
+    *scores, labels, bounds = with_whole_rows(len(sizes.batch), *scores, labels, bounds)
+    return _arcs(arcs, *align_varying_axes(tuple(scores), labels, bounds))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

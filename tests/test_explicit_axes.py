@@ -1,0 +1,147 @@
+"""Meshes with explicit axes beyond the batch's: tensor-parallel scores and parameters, mixed axes.
+
+Losses and gradients are those on one device, and gradients are divided as what they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_rnnt
+
+if not hasattr(jax.sharding, "AxisType"):
+    pytest.skip(
+        f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)",
+        allow_module_level=True,
+    )
+
+B, T, U, V, D, S = 8, 6, 3, 8, 6, 2
+LABELS = 1 + np.arange(B * U, dtype=np.int32).reshape(B, U) % (V - 1)
+RANGES = np.tile(np.minimum(np.arange(T)[:, None] // 2, U + 1 - S) + np.arange(S), (B, 1, 1))
+LENGTHS = np.full(B, T), np.full(B, U)
+
+
+def joint(kernel: jax.Array, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+    return jnp.tanh(encoder + predictor) @ kernel
+
+
+def mesh_of(*axis_types: str, devices: list[jax.Device]) -> Any:
+    """Four times two devices."""
+    kinds = tuple(getattr(jax.sharding.AxisType, name) for name in axis_types)
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds, devices=devices)
+
+
+class Case(NamedTuple):
+    """A function of arrays of these shapes, divided in this way."""
+
+    function: Callable[..., jax.Array]
+    shapes: tuple[tuple[int, ...], ...]
+    specs: tuple[P, ...]
+
+
+ROWS, HALVES = (B, T, U + 1, V), ((B, T, V), (B, U + 1, V))
+JOINED = ((D, V), (B, T, D), (B, U + 1, D))
+BY_CLASS, IN_HALVES = P("data", None, None, "model"), (P("data", None, "model"),) * 2
+
+
+def score_of_best_path(logits: jax.Array, **options: Any) -> jax.Array:
+    return jax_rnnt.rnnt_align(logits, LABELS, **options).score
+
+
+def smoothed(am: jax.Array, lm: jax.Array, **options: Any) -> jax.Array:
+    scales = {"lm_only_scale": 0.2, "am_only_scale": 0.1}
+    return jax_rnnt.rnnt_loss_smoothed(am, lm, LABELS, **scales, **options)
+
+
+CASES = {
+    "classes": Case(lambda x, **k: jax_rnnt.rnnt_loss(x, LABELS, **k), (ROWS,), (BY_CLASS,)),
+    "frames": Case(
+        lambda x, **k: jax_rnnt.rnnt_loss(x, LABELS, **k), (ROWS,), (P("data", "model"),)
+    ),
+    "classes only": Case(
+        lambda x, **k: jax_rnnt.rnnt_loss(x, LABELS, **k), (ROWS,), (P(None, None, None, "model"),)
+    ),
+    "arcs": Case(jax_rnnt.rnnt_loss_from_arcs, (ROWS[:3],) * 2, (P("data", "model"),) * 2),
+    "align": Case(score_of_best_path, (ROWS,), (BY_CLASS,)),
+    "simple": Case(
+        lambda am, lm, **k: jax_rnnt.rnnt_loss_simple(am, lm, LABELS, **k), HALVES, IN_HALVES
+    ),
+    "smoothed": Case(smoothed, HALVES, IN_HALVES),
+    "pruned": Case(
+        lambda x, **k: jax_rnnt.rnnt_loss_pruned(x, LABELS, RANGES, **k),
+        ((B, T, S, V),),
+        (BY_CLASS,),
+    ),
+    "packed": Case(
+        lambda x, **k: jax_rnnt.rnnt_loss_packed(x, LABELS, *LENGTHS, **k),
+        ((B * T * (U + 1), V),),
+        (P("data", "model"),),
+    ),
+    "joint": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_joint(joint, *x, LABELS, **k),
+        JOINED,
+        (P(), *IN_HALVES),
+    ),
+    "joint's kernel": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_joint(joint, *x, LABELS, **k),
+        JOINED,
+        (P(None, "model"), P("data"), P("data")),
+    ),
+    "pruned joint": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_pruned_joint(joint, *x, LABELS, RANGES, **k),
+        JOINED,
+        (P(None, "model"), *IN_HALVES),
+    ),
+}
+
+
+def gradients_of(case: Case, implementation: str) -> Callable[..., Any]:
+    def total(*operands: jax.Array) -> jax.Array:
+        return case.function(*operands, implementation=implementation).sum()
+
+    return jax.value_and_grad(total, argnums=tuple(range(len(case.shapes))))
+
+
+def check(case: Case, implementation: str, mesh: Any, *, jit: bool = True) -> None:
+    rng = np.random.default_rng(0)
+    operands = [jnp.asarray(rng.normal(size=shape)) for shape in case.shapes]
+    step = gradients_of(case, implementation)
+    wanted = step(*operands)
+    with jax.set_mesh(mesh):
+        divided = [
+            jax.device_put(x, NamedSharding(mesh, spec))
+            for x, spec in zip(operands, case.specs, strict=True)
+        ]
+        found = (jax.jit(step) if jit else step)(*divided)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-11, 1e-13), found, wanted)
+    for gradient, operand in zip(found[1], divided, strict=True):
+        assert jax.typeof(gradient).sharding == jax.typeof(operand).sharding
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [*((name, "auto") for name in CASES), ("classes", "xla"), ("arcs", "xla")],
+)
+def test_other_axes(name: str, implementation: str, devices: list[jax.Device]) -> None:
+    """Classes, frames, features or parameters divided along an axis of their own."""
+    check(CASES[name], implementation, mesh_of("Explicit", "Explicit", devices=devices))
+
+
+@pytest.mark.parametrize("kinds", [("Explicit", "Auto"), ("Auto", "Explicit")], ids="-".join)
+@pytest.mark.parametrize(
+    ("name", "jit"), [("classes", True), ("joint", True), ("pruned joint", True), ("joint", False)]
+)
+def test_mixed_axes(name: str, jit: bool, kinds: Any, devices: list[jax.Device]) -> None:
+    """The batch is divided along one axis, explicit or not, of a mesh that has both kinds."""
+    case = CASES[name]
+    batch = tuple(P() if shape == (D, V) else P("data") for shape in case.shapes)
+    mesh = mesh_of(*kinds, devices=devices)
+    check(case._replace(specs=batch), "auto", mesh, jit=jit)
