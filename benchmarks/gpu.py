@@ -72,8 +72,8 @@ def compare(
         try:
             timers["torchaudio"], found["torchaudio_peak"] = torchaudio.measure(case)
             found["torchaudio_dtype"] = TORCHAUDIO_DTYPES[case.dtype]
-        except RuntimeError as error:  # also what CUDA and a full memory raise
-            found["torchaudio_error"] = str(error)
+        except Exception as error:  # CUDA's, of a full memory, of a torchaudio without its operator
+            found["torchaudio_error"] = f"{type(error).__name__}: {error}"
     times = {name: milliseconds(t) for name, t in measured(timers, seconds).items()}
     found["milliseconds"] |= times
     if "torchaudio" in times:

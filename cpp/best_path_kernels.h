@@ -196,7 +196,7 @@ void best_path_utterance(const BestPath& p, int64_t b) {
   BestPathUtterance<T> u;
   u.frames = bounds.frame_end - bounds.frame_begin;
   u.cells = p.cells(bounds);
-  if (p.is_packed()) {
+  if (p.packed.used) {
     u.slots_per_frame = u.cells;
     u.starts = nullptr;
     u.by_label = p.row_bytes<T>(b);
@@ -230,7 +230,7 @@ void best_path_utterance(const BestPath& p, int64_t b) {
     if (u.first_label == u.last_label) score = 0;
     return;
   }
-  if (p.is_packed()) {
+  if (p.packed.used) {
     if (!u.feasible()) return;
   } else {
     const int32_t* starts = band.starts + b * band.frames;

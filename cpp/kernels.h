@@ -117,8 +117,9 @@ struct FactoredBackward {
 // plane's N rows as it has cells, (frame_end, label_end + 1), one utterance after another. It has
 // `per_row` elements of workspace for each row, and `per_utterance` besides.
 struct PackedRows {
+  bool used;                         // else planes of (T, W), and nothing of this counts
   int64_t planes, rows, utterances;  // N rows a plane, and so many utterances
-  const int32_t* offsets;            // (batch,), an utterance's first row; null: planes of (T, W)
+  const int32_t* offsets;            // (batch,), an utterance's first row
   int64_t per_row, per_utterance;
 
   // Cells from one frame of an utterance to the next.
@@ -152,18 +153,18 @@ struct Lattice {
 
   // Cells from one frame of an utterance to the next.
   JAX_RNNT_MEMBER int64_t stride(const Bounds& of) const {
-    return packed.offsets == nullptr ? cells : packed.stride(of);
+    return !packed.used ? cells : packed.stride(of);
   }
   // Whether the utterance lies within the planes; if so, where its cells and workspace begin.
   JAX_RNNT_MEMBER bool valid(int64_t b) const {
     const Bounds& of = bounds[b];
-    return of.valid(frames, cells - 1) && (packed.offsets == nullptr || packed.has_all(b, of));
+    return of.valid(frames, cells - 1) && (!packed.used || packed.has_all(b, of));
   }
   JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const {
-    return packed.offsets == nullptr ? b * frames * cells : packed.first_cell(b);
+    return !packed.used ? b * frames * cells : packed.first_cell(b);
   }
   JAX_RNNT_MEMBER int64_t first_workspace_element(int64_t b) const {
-    if (packed.offsets == nullptr) return b * workspace_elements;
+    if (!packed.used) return b * workspace_elements;
     return packed.plane(b) * workspace_elements + packed.offsets[b] * packed.per_row +
            packed.place_in_plane(b) * packed.per_utterance;
   }
@@ -204,26 +205,25 @@ struct BandedLattice {
 // plane, there are `per_utterance` elements for each utterance, then a byte for each row.
 struct BestPath {
   BandedLattice band;     // its log_likelihood is the score of the best path
-  PackedRows packed;      // without offsets: a band
+  PackedRows packed;
   bool final_blank;       // modified: the last frame has a blank arc only
   int32_t* label_frames;  // (batch, labels), -1 where there is none
 
-  JAX_RNNT_MEMBER bool is_packed() const { return packed.offsets != nullptr; }
   JAX_RNNT_MEMBER bool valid(int64_t b) const {
     const Bounds& of = band.bounds[b];
-    return of.valid(band.frames, band.labels) && (!is_packed() || packed.has_all(b, of));
+    return of.valid(band.frames, band.labels) && (!packed.used || packed.has_all(b, of));
   }
   // Cells of a frame.
   JAX_RNNT_MEMBER int64_t cells(const Bounds& of) const {
-    return is_packed() ? packed.stride(of) : band.cells;
+    return packed.used ? packed.stride(of) : band.cells;
   }
   JAX_RNNT_MEMBER int64_t first_cell(int64_t b) const {
-    return is_packed() ? packed.first_cell(b) : b * band.frames * band.cells;
+    return packed.used ? packed.first_cell(b) : b * band.frames * band.cells;
   }
   template <class T>
   JAX_RNNT_MEMBER T* workspace(int64_t b) const {
     T* all = static_cast<T*>(band.workspace);
-    if (!is_packed()) return all + b * band.workspace_elements;
+    if (!packed.used) return all + b * band.workspace_elements;
     return all + packed.plane(b) * band.workspace_elements +
            packed.place_in_plane(b) * packed.per_utterance;
   }

@@ -194,7 +194,7 @@ struct CellsToWrite {
 
 JAX_RNNT_INLINE CellsToWrite cells_to_write(const Lattice& p, int64_t b) {
   const PackedRows& packed = p.packed;
-  if (packed.offsets == nullptr) return {b * p.frames * p.cells, (b + 1) * p.frames * p.cells};
+  if (!packed.used) return {b * p.frames * p.cells, (b + 1) * p.frames * p.cells};
   const int64_t item = packed.plane(b), first = item * packed.utterances;
   const auto row = [&](int64_t of) {
     if (of == first) return int64_t{0};
@@ -206,7 +206,7 @@ JAX_RNNT_INLINE CellsToWrite cells_to_write(const Lattice& p, int64_t b) {
 
 JAX_RNNT_INLINE LatticeLayout layout_of(const Lattice& p, const Bounds& bounds,
                                         bool with_posteriors) {
-  const bool packed = p.packed.offsets != nullptr;
+  const bool packed = p.packed.used;
   return lattice_layout(packed ? bounds.frame_end : p.frames, packed ? p.stride(bounds) : p.cells,
                         p.topology == Topology::kRegular, with_posteriors);
 }

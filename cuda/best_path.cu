@@ -298,7 +298,7 @@ cudaError_t launch_best_path(const BestPath& p, cudaStream_t stream) {
   const int64_t bytes = two_rows(p.band.cells) * sizeof(T);
   const bool shared = bytes <= kMostRowBytes;
   const Grid grid{p.band.batch, int(threads), shared ? bytes : 0};
-  if (p.is_packed()) {
+  if (p.packed.used) {
     return launch(best_path_kernel<T, true>, grid, stream, p, BestPathLayout{}, shared);
   }
   return launch(best_path_kernel<T, false>, grid, stream, p,

@@ -28,7 +28,7 @@ __device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bo
 template <class T>
 __device__ __forceinline__ WorkspaceLayout workspace_of(const Lattice& p,
                                                         const WorkspaceLayout& of_all, int64_t b) {
-  if (p.packed.offsets == nullptr || !p.valid(b)) return of_all;
+  if (!p.packed.used || !p.valid(b)) return of_all;
   const Bounds bounds = p.bounds[b];
   return workspace_layout(bounds.frame_end, p.stride(bounds), p.topology == Topology::kRegular,
                           p.blank_posteriors != nullptr, sizeof(T), p.cells);
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
       static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]), forward,
       static_cast<T*>(p.log_likelihood) + b);
   if constexpr (kPass == Pass::kFromMiddle) {
-    if (p.packed.offsets == nullptr) clear_posteriors<T>(p, b, !finite, forward);
+    if (!p.packed.used) clear_posteriors<T>(p, b, !finite, forward);
   }
 }
 
@@ -92,7 +92,7 @@ cudaError_t launch_lattice(const Lattice& p, cudaStream_t stream) {
 
 cudaError_t lattice(const Lattice& p, DType dtype, cudaStream_t stream) {
   const PackedRows& packed = p.packed;
-  if (packed.offsets != nullptr && p.blank_posteriors != nullptr && packed.rows > 0) {
+  if (packed.used && p.blank_posteriors != nullptr && packed.rows > 0) {
     const size_t bytes =
         packed.planes * packed.rows * (dtype == DType::kF64 ? sizeof(double) : sizeof(float));
     for (void* plane : {p.blank_posteriors, p.label_posteriors}) {

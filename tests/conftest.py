@@ -51,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Select the platform before any test module touches jax."""
     backend = config.getoption("--backend")
+    if backend == "cuda":
+        # Joint networks are part of some tests, and a GPU's default is TF32, of 10 bits.
+        jax.config.update("jax_default_matmul_precision", "highest")
     if backend == "cuda-emulated":
         backend = "cpu"
         build.install()

@@ -159,11 +159,18 @@ def is_clean(tool: str, code: int, output: str) -> bool:
     return code == 0 and ALL_RAN in output and verdict.search(output) is not None
 
 
+def sanitizer() -> str | None:
+    """The program, from the PATH or from the toolkit, whose folder is often left out there."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    folders = [os.environ.get("PATH", ""), f"{home}/bin", f"{home}/compute-sanitizer"]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
 def start(tool: str, every: int) -> subprocess.Popen[str]:
     # JAX asks the driver for things that it may not have, which are no errors of the kernels.
     options = ["--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
     return subprocess.Popen(
-        ["compute-sanitizer", *options]
+        [str(sanitizer()), *options]
         + [sys.executable, os.path.abspath(__file__), "--bare", "--every", str(every)],
         env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -183,10 +190,11 @@ def main() -> int:
     if args.bare:
         run_cases(args.every)
         return 0
-    if shutil.which("compute-sanitizer") is None:
+    if sanitizer() is None:
         print(
             "FAILED: compute-sanitizer IS NOT INSTALLED, the kernels' memory accesses were NOT "
-            "CHECKED. It comes with the CUDA toolkit; its folder must be on the PATH."
+            "CHECKED. It comes with the CUDA toolkit; its folder must be on the PATH, or CUDA_HOME "
+            "be that of the toolkit."
         )
         return 2
     begin = time.monotonic()

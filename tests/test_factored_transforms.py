@@ -268,6 +268,7 @@ def test_export(batch: FactoredBatch, scales: Options) -> None:
     assert not (custom_calls(text) & targets)
 
 
+@pytest.mark.cpu_only("so little memory that the workspace of a GPU's matrix products counts")
 @each_loss
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_memory(dtype: Any, scales: Options) -> None:

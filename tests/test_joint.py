@@ -388,6 +388,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
         jax_rnnt.rnnt_loss_joint(**{**named, **change})
 
 
+@pytest.mark.cpu_only("so little memory that the workspace of a GPU's matrix products counts")
 def test_memory_does_not_grow_with_logits() -> None:
     """Temporaries are forty times smaller than those of the dense loss, gradient by all."""
     count, frames, labels, classes, width = 4, 200, 40, 500, 64
