@@ -228,6 +228,35 @@ def overhead(results: Results) -> str:
     return f"{calls}\n\n{compiling}"
 
 
+LONG_MILLISECONDS = 5.0
+
+
+def threads(results: Results) -> str:
+    """How many times faster two threads are, and how many times faster they stream the bytes."""
+    two = {(x.op, x.sizes, x.shape, x.dtype): x for x in results.select(threads=2)}
+    rows = []
+    for found in results.select(threads=1):
+        other = two.get((found.op, found.sizes, found.shape, found.dtype))
+        if other is None or found.op == "scaling":
+            continue
+        for step in found.steps if found.op == "arcs" else ("both",):
+            native = found.median(step, "native")
+            if native is None or native < LONG_MILLISECONDS:
+                continue
+            floors = found.floor(step), other.floor(step)
+            rows.append(
+                [
+                    f"`{found.op}`" if found.op.startswith("rnnt") else f"{found.op} {step}",
+                    found.shape if found.op == "arcs" else found.sizes or found.shape,
+                    found.dtype,
+                    number(native),
+                    ratio(over(native, other.median(step, "native"))),
+                    ratio(over(*floors)),
+                ]
+            )
+    return table("op, sizes, dtype, 1 thread ms, gain of 2 threads, gain of streaming", rows)
+
+
 def scaling(results: Results) -> str:
     """The exponent of time by each axis: 1 is linear."""
     rows = []
@@ -281,8 +310,8 @@ def machine(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     function.__name__: function
     for function in (
-        losses, bfloat16, peers, kernels, lattice, pruned, librispeech, overhead, scaling, summary,
-        machine,
+        losses, bfloat16, peers, kernels, lattice, pruned, librispeech, overhead, threads, scaling,
+        summary, machine,
     )
 }  # fmt: skip
 MARKED = re.compile(r"(<!-- benchmark (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

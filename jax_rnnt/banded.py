@@ -14,7 +14,7 @@ from jax import lax
 
 from . import extended
 from .extended import Extended
-from .reference import axis_index, shift_left, shift_right, two_sum
+from .reference import axis_index, shift_left, shift_right, two_sum, without_bad_arcs
 from .types import Topology
 
 _FAR = 2**30  # beyond any label position
@@ -137,7 +137,9 @@ class Band:
             inside = (alive.low[..., None] <= position) & (position <= alive.high[..., None])
             return jnp.moveaxis(jnp.where(inside, plane, -jnp.inf), -2, 0)
 
-        self.blank, self.label = arcs(blank, blank_arcs), arcs(label, label_arcs)
+        arcs_by_frame = arcs(blank, blank_arcs), arcs(label, label_arcs)
+        self.blank, self.label, good = without_bad_arcs(*arcs_by_frame)
+        self.valid &= good | ~feasible
         distance = jnp.concatenate([starts[..., 1:], starts[..., -1:]], axis=-1) - starts
         # Selected by an operand, though they are constant: inside shard_map the carries of a scan
         # must vary along the same mesh axes as what is added to them.

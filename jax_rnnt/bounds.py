@@ -107,6 +107,9 @@ def labels_and_bounds(
         valid &= jnp.all(good | ~used, axis=-1)
 
     values = [logit_begins, logit_lengths, label_begins, label_lengths]
+    # All mapped if one is: on explicit meshes, stacked arrays have to be sharded alike.
+    zero = sum(x - x for x in values)
+    values = [x + zero for x in values]
     bounds = jnp.where(valid[..., None], jnp.stack(values, axis=-1), -1)
     if utterances.where is not None:
         bounds = jnp.where(placed(utterances.where)[..., None], bounds, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ class LinearJoint:
       activation: `"tanh"` or `"relu"`.
 
     Raises:
-      ValueError: an unknown activation.
+      ValueError: an unknown activation; called, a kernel, a bias or rows of shapes that do not fit.
+      TypeError: called, parameters that are not such a mapping.
     """
 
     activation: Activation = "tanh"
@@ -45,12 +46,41 @@ class LinearJoint:
         self, params: Mapping[str, jax.Array], encoder_rows: jax.Array, predictor_rows: jax.Array
     ) -> jax.Array:
         activation = jnp.tanh if self.activation == "tanh" else jax.nn.relu
-        logits = _matmul(activation(encoder_rows + predictor_rows), params["kernel"])
-        bias = params.get("bias")
+        kernel, bias = _checked(params, encoder_rows.shape, predictor_rows.shape)
+        logits = _matmul(activation(encoder_rows + predictor_rows), kernel)
         if bias is None:
             return logits
         bias = bias.reshape(*[1] * (logits.ndim - 1), -1)  # also where ranks must not be promoted
         return logits + bias.astype(logits.dtype)
+
+
+def _checked(
+    params: Any, encoder_rows: tuple[int, ...], predictor_rows: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array | None]:
+    """Kernel and bias for rows of these shapes."""
+    letters = "a mapping with 'kernel', (D, V), and 'bias', (V,) or left out"
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is a {type(params).__name__}; expected {letters}.")
+    if "kernel" not in params:
+        raise TypeError(f"params has the keys {list(params)}; expected {letters}.")
+    kernel, bias = params["kernel"], params.get("bias")
+    D = encoder_rows[-1]
+    if predictor_rows[-1] != D:
+        raise ValueError(
+            f"predictor_out has {predictor_rows[-1]} features and encoder_out {D}; LinearJoint "
+            "adds them, and expects as many of one as of the other. Project both first."
+        )
+    if kernel.ndim != 2 or kernel.shape[0] != D:
+        raise ValueError(
+            f"params['kernel'] has shape {kernel.shape}; expected (D, V) with D = {D}, the "
+            "features of encoder_out."
+        )
+    if bias is not None and bias.shape != kernel.shape[1:]:
+        raise ValueError(
+            f"params['bias'] has shape {bias.shape}; expected (V,) = {kernel.shape[1:]}, from the "
+            "kernel."
+        )
+    return kernel, bias
 
 
 @jax.custom_vjp

@@ -80,6 +80,10 @@ def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) 
         clip_to_int32(x) for x in (utterances.logit_lengths, utterances.label_lengths)
     )
     labels, bounds = labels_and_bounds(frames, sizes, utterances, blank_id)
+    # As in `labels_and_bounds`, for what is looked up by rows.
+    zero = bounds[:, 0] - bounds[:, 0]
+    frames, label_counts = frames + zero, label_counts + zero
+    labels = None if labels is None else labels + zero[:, None]
     layout = layout_of(frames, label_counts, N)
     bounds = jnp.where(layout.fits[:, None], bounds, -1)
     rows = rows_of(layout, N)
@@ -91,8 +95,9 @@ def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) 
         row_labels = jnp.zeros_like(rows.labels)
     else:
         row_labels = labels[utterance, jnp.clip(rows.labels, 0, U - 1)]
-    zero = jnp.zeros_like(rows.labels)
-    row_bounds = jnp.stack([zero, used.astype(jnp.int32), zero, has_label.astype(jnp.int32)], -1)
+    one, labels_in_row = used.astype(jnp.int32), has_label.astype(jnp.int32)
+    zero = one - one  # mapped, on explicit meshes sharded, as the others
+    row_bounds = jnp.stack([zero, one, zero, labels_in_row], -1)
     mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
     return PackedOperands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)
 

@@ -164,7 +164,18 @@ def per_shard(
         results = results[:last], results[last:]
         return results, jax.tree.map(lambda _: True, results)
 
-    by_utterance, sums = mapped(*operands, *shared)
+    @jax.custom_jvp
+    def undifferentiated(*args: jax.Array) -> _Results:
+        return mapped(*args)
+
+    @undifferentiated.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        raise NotImplementedError(
+            "this loss has first derivatives in reverse mode only. rnnt_loss, rnnt_loss_from_arcs "
+            "and rnnt_loss_pruned have higher ones with implementation='xla'."
+        )
+
+    by_utterance, sums = undifferentiated(*operands, *shared)
     return (*by_utterance, *sums)
 
 

@@ -38,6 +38,7 @@ def get_rnnt_prune_ranges(
     topology: Topology = "regular",
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    where: Array | None = None,
     check: bool = True,
 ) -> jax.Array:
     """Which label positions to keep in each frame, for the pruned loss.
@@ -54,6 +55,8 @@ def get_rnnt_prune_ranges(
         through, otherwise one.
       logit_begins, label_begins: `(*batch,)` integers: first frame and first label of each
         utterance (0 by default).
+      where: `(*batch,)` bool, False for utterances that the losses leave out. Their ranges mean
+        nothing, and their lengths may be anything.
       check: raise errors for bad values if they are known, which waits for them.
 
     Returns:
@@ -70,7 +73,7 @@ def get_rnnt_prune_ranges(
     topology = validation.one_of("topology", topology, Topology)
     s_range = validation_pruning.s_range_of(s_range, sizes.U, topology)
     utterances = validation.utterances_of(
-        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, None
+        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
     )
     utterances = validation.checked_utterances(sizes, utterances, None, check)
     if check and topology == "regular":

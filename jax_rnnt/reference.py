@@ -64,9 +64,11 @@ def arcs_fwd(
         others = jnp.where(axis_index(x.ndim, -1, V) == blank_id, -jnp.inf, x)
         top, log_sum = log_denominator(others)
         denominators = top + log_sum
-        z = jnp.where(blank_score == jnp.inf, jnp.nan, blank_score)
-        blank = jax.nn.log_sigmoid(z)
-        label = jax.nn.log_sigmoid(-z) + log_ratio(label_score, top, log_sum)
+        bad = ~(blank_score < jnp.inf)
+        z = jnp.where(bad, 0, blank_score)  # likewise
+        blank = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(z))
+        label = log_ratio(label_score, top, log_sum)
+        label = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(-z) + label)
     u = axis_index(inside.ndim, -1, W)
     has_label = inside & (u < bounds[..., 3, None, None])
     return (
@@ -230,8 +232,9 @@ class _Fronts:
         blank_lives, label_lives = arcs_on_paths(
             n - self.start[None], u - label_begin, steps, labels, self.regular or final_blank
         )
-        self.blank = self._arcs(blank, blank_lives)
-        self.label = self._arcs(label, label_lives)
+        arcs = self._arcs(blank, blank_lives), self._arcs(label, label_lives)
+        self.blank, self.label, good = without_bad_arcs(*arcs)
+        self.valid &= good
 
     def _arcs(self, plane: jax.Array, alive: jax.Array) -> jax.Array:
         return jnp.where(alive, self._to_fronts(plane), -jnp.inf)
@@ -296,6 +299,18 @@ class _Fronts:
         fronts = (n, self.blank, self.label, alphas)
         _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
         return self._from_fronts(blank), self._from_fronts(label)
+
+
+def without_bad_arcs(blank: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arcs `(n, *batch, u)`, all zero where an utterance has bad ones, and which have none.
+
+    Its loss is NaN, and its second derivative zero, not zero times NaN.
+    """
+    good = jnp.all(
+        (blank <= extended.EXCESSIVE_LOG_PROB) & (label <= extended.EXCESSIVE_LOG_PROB), (0, -1)
+    )
+    blank, label = (jnp.where(good[..., None], x, 0) for x in (blank, label))
+    return blank, label, good
 
 
 def arcs_on_paths(
@@ -366,9 +381,12 @@ def _label_ids(labels: jax.Array, W: int, V: int) -> jax.Array:
 def log_denominator(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The logarithm of the sum of exp(x), as the maximum and the rest; NaN where x has +inf."""
     top = lax.stop_gradient(jnp.max(x, axis=-1))
-    top = jnp.where(top == -jnp.inf, 0, jnp.where(top == jnp.inf, jnp.nan, top))
-    total = jnp.sum(jnp.exp(x - top[..., None]), axis=-1)
-    return top, jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
+    bad = ~(top < jnp.inf)
+    x = jnp.where(bad[..., None], 0, x)  # whose derivative is zero, not zero times NaN
+    shift = jnp.where(bad | (top == -jnp.inf), 0, top)
+    total = jnp.sum(jnp.exp(x - shift[..., None]), axis=-1)
+    log_sum = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
+    return jnp.where(bad, jnp.nan, shift), jnp.where(bad, jnp.nan, log_sum)
 
 
 def log_ratio(score: jax.Array, top: jax.Array, log_sum: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ they are known; otherwise `bounds.labels_and_bounds` marks the utterances whose 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from numbers import Integral
@@ -29,6 +28,8 @@ from .types import (
     Reduction,
     Topology,
 )
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -109,9 +110,10 @@ def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str
             f"{name}.astype(jnp.int32)."
         )
     if tuple(array.shape) != tuple(shape):
+        positions = ", which have U+1 label positions" if "U" in letters else ""
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
-            "shape of the scores."
+            f"shape of the scores{positions}."
         )
     return array
 
@@ -131,7 +133,10 @@ def utterances_of(
     if where is not None:
         where = as_array("where", where)
         if where.dtype != jnp.bool_:
-            raise TypeError(f"where has dtype {where.dtype}; expected bool.")
+            raise TypeError(
+                f"where has dtype {where.dtype}; expected bool. Convert with "
+                "jnp.asarray(where, bool)."
+            )
         if tuple(where.shape) != tuple(batch):
             raise ValueError(f"where has shape {tuple(where.shape)}; expected (*batch,) = {batch}.")
     return Utterances(
@@ -177,7 +182,7 @@ def one_of(name: str, value: Any, literal: Any) -> Any:
 
 
 def finite_number(name: str, value: Any, *, minimum: float = -math.inf) -> float:
-    """A static, finite float."""
+    """A static float that is finite, also in float32."""
     if isinstance(value, Tracer):
         raise TypeError(
             f"{name} is traced; expected a Python number, which is static: changing it compiles "
@@ -185,9 +190,12 @@ def finite_number(name: str, value: Any, *, minimum: float = -math.inf) -> float
         )
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {value!r}; expected a Python number.")
-    if abs(value) > sys.float_info.max or not (math.isfinite(value) and value >= minimum):
+    if not abs(value) <= _LARGEST or value < minimum:
         bound = "" if minimum == -math.inf else f" >= {minimum}"
-        raise ValueError(f"{name} is {value}; expected a finite number{bound}.")
+        raise ValueError(
+            f"{name} is {value}; expected a finite number{bound}, of at most {_LARGEST:.4g}, the "
+            "largest of float32."
+        )
     return float(value)
 
 
@@ -236,6 +244,18 @@ def lattice_options(
         finite_number("fastemit_lambda", fastemit_lambda, minimum=0.0),
         one_of("implementation", implementation, Implementation),
     )
+
+
+def check_function(name: str, value: Any, arguments: str) -> None:
+    """Raises TypeError for what cannot be called, or is a class whose instances can."""
+    expected = f"expected a function of {arguments}"
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} is the class {value.__name__}; {expected}. Pass an instance, as "
+            f"{value.__name__}()."
+        )
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}; {expected}.")
 
 
 def static_bool(name: str, value: Any) -> bool:

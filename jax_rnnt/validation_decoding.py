@@ -36,6 +36,8 @@ def check_functions(
       encoder: batch dimensions, size and dtype of the encoder's rows.
     """
     batch, size, dtype = encoder
+    validation.check_function("predictor_step", predictor_step, "(state, labels)")
+    validation.check_function("joint_fn", joint_fn, "(encoder_rows, predictor_rows)")
     for leaf in jax.tree.leaves(state):
         if leaf.shape[: len(batch)] != batch:
             raise ValueError(

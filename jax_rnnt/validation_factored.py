@@ -23,11 +23,11 @@ def arc_terms(
                 f"{name} is a {type(terms).__name__}; expected a list or tuple of arrays. Pass "
                 f"[{name}] if there is one term."
             )
-        if len(terms) != len(blank_terms) or not terms:
-            raise ValueError(
-                f"{name} has {len(terms)} terms and blank_terms {len(blank_terms)}; expected as "
-                "many of one as of the other, at least 1. Pass zeros for a missing one."
-            )
+    if len(label_terms) != len(blank_terms) or not label_terms:
+        raise ValueError(
+            f"label_terms has {len(label_terms)} terms and blank_terms {len(blank_terms)}; "
+            "expected as many of one as of the other, at least 1. Pass zeros for a missing one."
+        )
     first = validation.float_scores("blank_terms[0]", blank_terms[0])
     blanks, labels = (
         tuple(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .bounds import Sizes
-from .validation import float_scores
+from .validation import check_function, float_scores
 
 
 def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax.Array, Sizes]:
@@ -46,6 +46,7 @@ def traced_logits(
 
     `letters` stand for the expected shape. Operands are arrays or their shapes.
     """
+    check_function("joint_fn", joint_fn, "(params, encoder_rows, predictor_rows)")
     jaxpr, logits = jax.make_jaxpr(joint_fn, return_shape=True)(*operands)
     for constant in jaxpr.consts:
         if isinstance(constant, Tracer):

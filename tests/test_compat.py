@@ -11,7 +11,15 @@ import numpy as np
 import oracles
 import pytest
 
-from jax_rnnt.compat import fast_rnnt, k2, torchaudio, transducer, warprnnt
+from jax_rnnt.compat import (
+    fast_rnnt,
+    k2,
+    optimized_transducer,
+    torchaudio,
+    transducer,
+    warp_rnnt,
+    warprnnt,
+)
 
 B, T, U, V = 5, 6, 3, 5
 LENGTHS = np.array([6, 4, 5, 1, 3]), np.array([3, 2, 0, 1, 3])
@@ -154,3 +162,29 @@ def test_viterbi(blank: int) -> None:
         best = max(oracles.paths(window, "regular", False), key=score)
         labels = [classes[others[b, t, u].argmax()] for kind, t, u in best if kind == "label"]
         assert found[b, :count].tolist() == labels
+
+
+def test_messages_in_words_of_the_caller() -> None:
+    """Arguments have the names that were written in the call; flags are not guessed at."""
+    logits, labels = jnp.zeros((2, 4, 3, 5)), jnp.ones((2, 2), jnp.int32)
+    four, two = jnp.full(2, 4), jnp.full(2, 2)
+    with pytest.raises(ValueError, match=r"^targets has shape \(2, 1\)"):
+        torchaudio.rnnt_loss(logits, labels[:, :1], four, two)
+    with pytest.raises(TypeError, match="fused_log_softmax is 'no'"):
+        torchaudio.rnnt_loss(logits, labels, four, two, fused_log_softmax="no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^frames_lengths\[0\] is 9"):
+        warp_rnnt.rnnt_loss(logits, labels, jnp.full(2, 9), two)
+    with pytest.raises(ValueError, match=r"^act_lens\[0\] is 9"):
+        warprnnt.rnnt_loss(logits, labels, jnp.full(2, 9), two)
+    with pytest.raises(ValueError, match=r"^input_lengths\[0\] is 9"):
+        transducer.TransducerLoss()(logits[:, :, 0], logits[:, 0], labels, jnp.full(2, 9), two)
+    with pytest.raises(TypeError, match="one_sym_per_frame is 'mean'"):
+        optimized_transducer.transducer_loss(
+            logits.reshape(24, 5),
+            labels,
+            four,
+            two,
+            0,
+            False,
+            "mean",  # type: ignore[arg-type]
+        )

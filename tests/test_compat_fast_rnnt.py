@@ -107,6 +107,26 @@ def test_losses(kind: str, rnnt_type: str) -> None:
     close(run(*this.scores), (wanted[0], wanted[2]))
 
 
+def test_messages() -> None:
+    """In the words of the caller: `boundary`, `symbols`, and T as it was given."""
+    px, py = jnp.zeros((1, 4, 7)), jnp.zeros((1, 5, 6))
+    with pytest.raises(ValueError, match=r"t_end of boundary\[0\] is 9; .*<= T = 6"):
+        fast_rnnt.mutual_information_recursion(px, py, jnp.array([[0, 0, 4, 9]]))
+    with pytest.raises(ValueError, match=r"symbols\[0, 1\] is 9"):
+        fast_rnnt.rnnt_loss_simple(
+            jnp.zeros((1, 3, 5)), jnp.zeros((1, 4, 5)), jnp.array([[1, 9]]), 0
+        )
+
+
+def test_stacked_summands() -> None:
+    """As good as a list of them."""
+    rng = np.random.default_rng(5)
+    px, py = jnp.asarray(rng.normal(size=(2, 1, 4, 7))), jnp.asarray(rng.normal(size=(2, 1, 5, 6)))
+    found = fast_rnnt.joint_mutual_information_recursion(px, py)
+    close(found, fast_rnnt.joint_mutual_information_recursion(list(px), list(py)))
+    close(found.sum(0), fast_rnnt.mutual_information_recursion(px.sum(0), py.sum(0)))
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_options(kind: str) -> None:
     """No boundary, no effect of a negative penalty, each reduction, the mean by default."""

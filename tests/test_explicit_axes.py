@@ -145,3 +145,39 @@ def test_mixed_axes(name: str, jit: bool, kinds: Any, devices: list[jax.Device])
     batch = tuple(P() if shape == (D, V) else P("data") for shape in case.shapes)
     mesh = mesh_of(*kinds, devices=devices)
     check(case._replace(specs=batch), "auto", mesh, jit=jit)
+
+
+def packed_pair(logits: jax.Array, labels: jax.Array, frames: jax.Array) -> jax.Array:
+    """One utterance in packed rows."""
+    return jax_rnnt.rnnt_loss_packed(logits, labels[None], frames[None], np.full(1, U))
+
+
+MAPPED = {
+    "dense": (jax_rnnt.rnnt_loss, (ROWS[1:],)),
+    "simple": (jax_rnnt.rnnt_loss_simple, tuple(shape[1:] for shape in HALVES)),
+    "pruned": (
+        lambda x, labels, frames: jax_rnnt.rnnt_loss_pruned(x, labels, RANGES[0], frames),
+        ((T, S, V),),
+    ),
+    "packed": (packed_pair, ((T * (U + 1), V),)),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_vmap_with_lengths(name: str, devices: list[jax.Device]) -> None:
+    """Lengths that are given are mapped and divided, and begins that are left out are not."""
+    function, shapes = MAPPED[name]
+    rng = np.random.default_rng(1)
+    scores = [jnp.asarray(rng.normal(size=(B, *shape))) for shape in shapes]
+    frames = jnp.asarray([T, T - 1] * (B // 2))
+
+    def total(labels: jax.Array, frames: jax.Array, *scores: jax.Array) -> jax.Array:
+        return jax.vmap(function)(*scores, labels, frames).sum()
+
+    step = jax.value_and_grad(total, argnums=tuple(range(2, 2 + len(scores))))
+    wanted = step(jnp.asarray(LABELS), frames, *scores)
+    mesh = mesh_of("Explicit", "Explicit", devices=devices)
+    with jax.set_mesh(mesh):
+        operands = (jnp.asarray(LABELS), frames, *scores)
+        found = jax.jit(step)(*jax.device_put(operands, NamedSharding(mesh, P("data"))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-11, 1e-13), found, wanted)

@@ -307,6 +307,28 @@ def test_linear_joint(activation: Any, dtype: Any) -> None:
     assert_close(jax.tree.map(lambda x: x.astype(jnp.float64), result), exact, tolerance)
 
 
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (np.ones((3, 5)), TypeError, "params is a .*; expected a mapping with 'kernel'"),
+        ({"weight": np.ones((3, 5))}, TypeError, r"params has the keys \['weight'\]"),
+        ({"kernel": np.ones((2, 5))}, ValueError, r"\['kernel'\] has shape \(2, 5\).*D = 3"),
+        (
+            {"kernel": np.ones((3, 5)), "bias": np.ones(4)},
+            ValueError,
+            "'bias'. has shape .4,.;.*V,. = .5,",
+        ),
+        ({"kernel": np.ones((4, 5))}, ValueError, "predictor_out has 3 features and encoder_out 4"),
+    ],
+    ids=["array", "keys", "kernel", "bias", "features"],
+)
+def test_bad_parameters_of_linear_joint(params: Any, error: type[Exception], message: str) -> None:
+    features = 4 if "features" in message else 3
+    rows = np.ones((1, 2, features)), np.ones((1, 2, 3))
+    with pytest.raises(error, match=message):
+        jax_rnnt.rnnt_loss_joint(jax_rnnt.LinearJoint(), params, *rows, np.ones((1, 1), int))
+
+
 def test_nnx_module() -> None:
     """A Flax NNX module as the joint network: its state is the parameters."""
     nnx = pytest.importorskip("flax.nnx", reason="NEEDS flax: pip install 'jax-rnnt[examples]'")
@@ -366,6 +388,9 @@ def test_what_the_function_closes_over() -> None:
         ({"joint_fn": lambda p, am, lm: am[0]}, ValueError, "joint_fn returned logits of shape"),
         ({"joint_fn": lambda p, am, lm: (am, lm)}, TypeError, "joint_fn returned a tuple"),
         ({"joint_fn": lambda p, am, lm: am > 0}, TypeError, "of dtype bool"),
+        ({"joint_fn": None}, TypeError, r"joint_fn is None.*\(params, encoder_rows, predictor_r"),
+        ({"joint_fn": jax_rnnt.LinearJoint}, TypeError, r"class LinearJoint.*LinearJoint\(\)"),
+        ({"labels": np.ones((B, U + 1), int)}, ValueError, "labels .* have U.1 label positions"),
         ({"rng": 1}, TypeError, "rng is 1"),
         ({"rng": jax.random.split(jax.random.key(0))}, ValueError, r"rng has shape \(2,\)"),
         ({"labels": np.zeros((B, U), int)}, ValueError, "labels.*blank"),

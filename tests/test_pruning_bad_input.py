@@ -254,6 +254,21 @@ def test_messages_of_ranges() -> None:
     raises(ValueError, match, find, Posteriors(blank[0], label[0]), s_range=2)
 
 
+def test_where_hides_bad_lengths_from_ranges() -> None:
+    """Ranges of the others are the same; what is left out may have any lengths."""
+    rng = np.random.default_rng(2)
+    posteriors = Posteriors(*rng.random((2, 3, 4, 5)))
+    labels, frames = np.array([4, 4, 4]), np.array([4, 99, 1])
+    where = np.array([True, False, False])
+    found = jax_rnnt.get_rnnt_prune_ranges(posteriors, frames, labels, s_range=3, where=where)
+    alone = Posteriors(*(x[:1] for x in posteriors))
+    wanted = jax_rnnt.get_rnnt_prune_ranges(alone, frames[:1], labels[:1], s_range=3)
+    np.testing.assert_array_equal(found[:1], wanted)
+    logits, ids = rng.normal(size=(3, 4, 3, V)), rng.integers(1, V, (3, 4))
+    loss = jax_rnnt.rnnt_loss_pruned(logits, ids, found, frames, labels, where=where)
+    assert np.isfinite(loss).all()
+
+
 def test_messages_of_pruning() -> None:
     """Shapes and dtypes of am, lm and ranges."""
     prune = jax_rnnt.do_rnnt_pruning

@@ -121,6 +121,12 @@ def test_checkify_of_nothing(shape: tuple[int, int]) -> None:
         ({"labels": None}, TypeError, "labels is None"),
         ({"labels": [[1], [1, 2]]}, TypeError, "labels is not an array"),
         ({"clamp": 10**400}, ValueError, "clamp is 1"),
+        (
+            {"fastemit_lambda": 1e39},
+            ValueError,
+            "fastemit_lambda is 1e.39; .*largest of float32",
+        ),
+        ({"where": [1, 0]}, TypeError, r"where has dtype int64; .*jnp.asarray\(where, bool\)"),
         ({"topology": np.array(["regular", "modified"])}, ValueError, "topology"),
         ({"check": np.array([True, False])}, TypeError, "check"),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rnnt import rnnt_loss
+from jax_rnnt import LinearJoint, rnnt_loss, rnnt_loss_joint, rnnt_loss_pruned, rnnt_loss_simple
 
 
 @pytest.mark.parametrize("topology", ["regular", "modified", "constrained"])
@@ -38,6 +40,41 @@ def test_hessian_vector_product(topology: str, normalization: str) -> None:
     np.testing.assert_allclose(product, difference / (2 * step), atol=1e-8)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("topology", ["regular", "modified", "constrained"])
+@pytest.mark.parametrize("normalization", ["softmax", "hat", "none"])
+def test_bad_utterances(topology: Any, normalization: Any, value: float) -> None:
+    """NaN where a loss is: other utterances are not touched, and it has second derivative zero."""
+    rng = np.random.default_rng(1)
+    clean = jnp.asarray(rng.normal(size=(2, 4, 3, 4)))
+    labels = jnp.array([[1, 2], [3, 1]])
+    options = {"topology": topology, "normalization": normalization, "implementation": "xla"}
+
+    def dense(x: jax.Array) -> jax.Array:
+        return rnnt_loss(x, labels, **options)
+
+    def pruned(x: jax.Array) -> jax.Array:
+        ranges = jnp.broadcast_to(jnp.arange(3), (2, 4, 3))
+        return rnnt_loss_pruned(x, labels, ranges, **options)
+
+    def product(loss: Any, x: jax.Array) -> jax.Array:
+        def total(x: jax.Array) -> jax.Array:
+            losses = loss(x)
+            return jnp.where(jnp.isfinite(losses), losses, 0).sum()
+
+        return jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(total)(x) ** 2)))(x)
+
+    for loss in (dense, pruned):
+        wanted = product(loss, clean)
+        for cell in ((0, 1, 1, labels[0, 1]), (0, 1, 1, 0)):
+            spoiled = clean.at[cell].set(value)
+            assert jnp.isnan(loss(spoiled)[0])
+            found = product(loss, spoiled)
+            np.testing.assert_array_equal(found[0], 0)
+            np.testing.assert_allclose(found[1], wanted[1], rtol=1e-12)
+            assert jnp.any(wanted[1] != 0)
+
+
 def test_native_refuses() -> None:
     """An error, not zeros."""
     logits = jnp.zeros((1, 2, 2, 3))
@@ -45,5 +82,24 @@ def test_native_refuses() -> None:
     def loss(x: jax.Array) -> jax.Array:
         return rnnt_loss(x, jnp.ones((1, 1), jnp.int32), reduction="sum", implementation="native")
 
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="rnnt_loss_pruned have higher ones"):
         jax.grad(lambda x: jax.grad(loss)(x).sum())(logits)
+
+
+@pytest.mark.parametrize("implementation", ["native", "xla"])
+def test_others_refuse(implementation: Any) -> None:
+    """Losses with loops of their own, in either implementation."""
+    labels, shape = jnp.ones((1, 1), jnp.int32), (1, 2, 3)
+
+    def simple(x: jax.Array) -> jax.Array:
+        return rnnt_loss_simple(x, x, labels, implementation=implementation).sum()
+
+    def joint(x: jax.Array) -> jax.Array:
+        params = {"kernel": jnp.ones((3, 4))}
+        return rnnt_loss_joint(
+            LinearJoint(), params, x, x, labels, implementation=implementation
+        ).sum()
+
+    for loss in (simple, joint):
+        with pytest.raises(NotImplementedError, match="rnnt_loss_pruned have higher ones"):
+            jax.grad(lambda x, loss=loss: jax.grad(loss)(x).sum())(jnp.ones(shape))

@@ -125,7 +125,8 @@ def native_primitive(
     def jvp(primals, tangents, **params):
         raise NotImplementedError(
             f"{target} cannot be differentiated by itself: native losses have first derivatives in "
-            "reverse mode only. Use implementation='xla' for higher ones."
+            "reverse mode only. rnnt_loss, rnnt_loss_from_arcs and rnnt_loss_pruned have higher "
+            "ones with implementation='xla'."
         )
 
     batching.primitive_batchers[primitive] = batch

@@ -123,6 +123,12 @@ def lattice_of(pxs: Sequence[jax.Array], pys: Sequence[jax.Array], boundary: Any
         check_shapes("px", px, "py", py)
     B, T = pys[0].shape[::2]
     ends = columns(boundary, B)
+    sizes = Sizes((B,), T, pxs[0].shape[1])
+    # Before they are changed to those of the planes.
+    given = validation.utterances_of(
+        sizes, None, ends.t_end, ends.s_end, ends.t_begin, ends.s_begin, None
+    )
+    validation.checked_utterances(sizes, given, None, True)
     labels = [jnp.swapaxes(jnp.pad(x, [(0, 0), (0, 1), (0, 0)]), 1, 2) for x in pxs]
     if pxs[0].shape[2] == T:
         return Lattice([jnp.swapaxes(x, 1, 2) for x in pys], labels, ends, None)

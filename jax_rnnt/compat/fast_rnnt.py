@@ -38,6 +38,7 @@ from ._logprobs import (
     get_rnnt_logprobs_smoothed,
     k2_smoothing,
 )
+from ._names import in_words_of_fast_rnnt
 from ._px_py import Boundary, PxPy, columns, lattice_of, planes_of_gradients, px_py_gradients
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
 LossAndGrads: TypeAlias = jax.Array | tuple[jax.Array, PxPy]
 
 
+@in_words_of_fast_rnnt
 def mutual_information_recursion(
     px: Array, py: Array, boundary: Array | None = None, return_grad: bool = False
 ) -> LossAndGrads:
@@ -90,19 +92,21 @@ def mutual_information_recursion(
     return -loss, lattice.gradients(posteriors)
 
 
+@in_words_of_fast_rnnt
 def joint_mutual_information_recursion(
-    px: Sequence[Array], py: Sequence[Array], boundary: Array | None = None
+    px: Sequence[Array] | Array, py: Sequence[Array] | Array, boundary: Array | None = None
 ) -> jax.Array:
     """The parts that the summands of `px` and of `py` have in `mutual_information_recursion`.
 
     Args:
-      px, py: equally many summands.
+      px, py: equally many summands, in a sequence or stacked.
       boundary: where each utterance begins and ends.
 
     Returns:
       `(len(px), B)`, with the sum over axis 0 that the recursion over the sums has. The first part
       has the difference between the logarithm of a sum and the sum of logarithms.
     """
+    px, py = list(px), list(py)  # also arrays with all summands
     if len(px) != len(py) or not px:
         raise ValueError(
             f"py has {len(py)} terms and px {len(px)}; expected as many of one as of the other, at "
@@ -119,6 +123,7 @@ def joint_mutual_information_recursion(
     )
 
 
+@in_words_of_fast_rnnt
 def rnnt_loss_simple(
     lm: Array,
     am: Array,
@@ -148,6 +153,7 @@ def rnnt_loss_simple(
     )  # fmt: skip
 
 
+@in_words_of_fast_rnnt
 def rnnt_loss_smoothed(
     lm: Array,
     am: Array,
@@ -203,6 +209,7 @@ def _additive_loss(
     return loss, px_py_gradients(posteriors, rnnt_type)
 
 
+@in_words_of_fast_rnnt
 def rnnt_loss(
     logits: Array,
     symbols: Array,
@@ -225,6 +232,7 @@ def rnnt_loss(
     )
 
 
+@in_words_of_fast_rnnt
 def rnnt_loss_pruned(
     logits: Array,
     symbols: Array,
@@ -256,6 +264,7 @@ def rnnt_loss_pruned(
     )
 
 
+@in_words_of_fast_rnnt
 def get_rnnt_prune_ranges(
     px_grad: Array, py_grad: Array, boundary: Array, s_range: int
 ) -> jax.Array:
@@ -303,7 +312,7 @@ def _feasible(s_range: int, ends: Boundary) -> int:
         return s_range
     warnings.warn(
         f"s_range is {s_range}, which lets too few labels through; {smallest} is taken instead",
-        stacklevel=3,
+        stacklevel=4,  # beyond the decorator
     )
     return smallest
 

@@ -11,12 +11,14 @@ import jax_rnnt
 from .. import validation
 from ..types import Array, Posteriors
 from . import fast_rnnt
+from ._names import in_words_of_fast_rnnt
 from ._px_py import columns, planes_of_gradients
 from .fast_rnnt import *  # noqa: F403
 
 __all__ = [*fast_rnnt.__all__, "get_rnnt_prune_ranges_deprecated"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
+@in_words_of_fast_rnnt
 def get_rnnt_prune_ranges_deprecated(
     px_grad: Array, py_grad: Array, boundary: Array, s_range: int
 ) -> jax.Array:
@@ -28,10 +30,14 @@ def get_rnnt_prune_ranges_deprecated(
 
     Args:
       px_grad, py_grad, boundary: as in `get_rnnt_prune_ranges`.
-      s_range: how many positions a frame keeps; at most S + 1 of them. Never made larger.
+      s_range: how many positions a frame keeps; at most S + 1 of them.
 
     Returns:
       `(B, T, s_range)` int32.
+
+    Raises:
+      TypeError, ValueError: as `jax_rnnt.get_rnnt_prune_ranges`; so an `s_range` that does not let
+        the labels through, which is not made larger here.
     """
     px, py = (
         validation.float_scores("px_grad", px_grad),

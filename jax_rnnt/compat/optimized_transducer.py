@@ -15,8 +15,11 @@ import jax
 import jax_rnnt
 
 from ..types import Array, Reduction
+from ..validation import static_bool
+from ._names import arguments_named
 
 
+@arguments_named(labels="targets", label_lengths="target_lengths", blank_id="blank")
 def transducer_loss(
     logits: Array,
     targets: Array,
@@ -39,6 +42,8 @@ def transducer_loss(
       one_sym_per_frame: at most one label a frame, and none in the last one.
       reduction: `"mean"` over the batch, `"sum"` or `"none"`.
     """
+    from_log_softmax = static_bool("from_log_softmax", from_log_softmax)
+    one_sym_per_frame = static_bool("one_sym_per_frame", one_sym_per_frame)
     return jax_rnnt.rnnt_loss_packed(
         logits,
         targets,

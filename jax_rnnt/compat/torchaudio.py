@@ -13,8 +13,11 @@ import jax
 import jax_rnnt
 
 from ..types import Array, Reduction
+from ..validation import static_bool
+from ._names import arguments_named
 
 
+@arguments_named(labels="targets", label_lengths="target_lengths", blank_id="blank")
 def rnnt_loss(
     logits: Array,
     targets: Array,
@@ -43,7 +46,7 @@ def rnnt_loss(
         target_lengths,
         blank_id=blank,
         clamp=clamp,
-        normalization="softmax" if fused_log_softmax else "none",
+        normalization="softmax" if static_bool("fused_log_softmax", fused_log_softmax) else "none",
         reduction=reduction,
     )
 

@@ -13,6 +13,11 @@ import jax
 import jax_rnnt
 
 from ..types import Array
+from ._names import arguments_named
+
+_named = arguments_named(
+    am="emissions", lm="predictions", logit_lengths="input_lengths", blank_id="blank"
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class TransducerLoss:
 
     blank: int = 0
 
+    @_named
     def __call__(
         self,
         emissions: Array,
@@ -47,6 +53,7 @@ class TransducerLoss:
 
     forward = __call__
 
+    @_named
     def viterbi(
         self,
         emissions: Array,

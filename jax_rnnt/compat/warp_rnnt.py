@@ -18,8 +18,15 @@ from ..reduction import reduce_losses
 from ..types import Array, Reduction
 from ..validation import as_array, one_of, static_bool
 from ..validation_packed import gathered_arcs, most_labels
+from ._names import arguments_named
 
 
+@arguments_named(
+    logits="log_probs",
+    logit_lengths="frames_lengths",
+    label_lengths="labels_lengths",
+    blank_id="blank",
+)
 def rnnt_loss(
     log_probs: Array,
     labels: Array,

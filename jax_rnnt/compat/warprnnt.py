@@ -14,8 +14,12 @@ import jax
 import jax_rnnt
 
 from ..types import Array, Reduction
+from ._names import arguments_named
 
 
+@arguments_named(
+    logits="acts", logit_lengths="act_lens", label_lengths="label_lens", blank_id="blank"
+)
 def rnnt_loss(
     acts: Array,
     labels: Array,
