@@ -204,7 +204,7 @@ struct BandedLattice {
 // Packed rows are whole lattices without starts, which have N for frames. In the workspace of a
 // plane, there are `per_utterance` elements for each utterance, then a byte for each row.
 struct BestPath {
-  BandedLattice band;     // its log_likelihood is the score of the best path
+  BandedLattice band;  // its log_likelihood is the score of the best path
   PackedRows packed;
   bool final_blank;       // modified: the last frame has a blank arc only
   int32_t* label_frames;  // (batch, labels), -1 where there is none

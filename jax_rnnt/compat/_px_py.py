@@ -168,8 +168,8 @@ def all_arcs(
     labels = jnp.clip(jnp.asarray(clip_to_int32(symbols)), 0, sizes.V - 1)
     extents = jnp.array([0, sizes.T, 0, labels.shape[-1]], jnp.int32)
     bounds = jnp.broadcast_to(extents, (*sizes.batch, 4))
-    *scores, labels, bounds = with_whole_rows(len(sizes.batch), *scores, labels, bounds)
-    return _arcs(arcs, *align_varying_axes(tuple(scores), labels, bounds))
+    *whole, labels, bounds = with_whole_rows(len(sizes.batch), *scores, labels, bounds)
+    return _arcs(arcs, *align_varying_axes(tuple(whole), labels, bounds))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
