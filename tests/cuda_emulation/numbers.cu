@@ -104,6 +104,39 @@ void test_conversions() {
   test_narrowing<__nv_bfloat16, __nv_bfloat162, true>(7, 127, 0x7f80);
 }
 
+template <class Pair>
+__global__ void maximum_kernel(const uint16_t* bits, uint32_t* maxima, int n) {
+  const int i = threadIdx.x / n, j = threadIdx.x % n;
+  const uint32_t x = bits[i] | uint32_t(bits[j]) << 16, y = bits[j] | uint32_t(bits[i]) << 16;
+  Pair pair_x, pair_y;
+  memcpy(&pair_x, &x, 4);
+  memcpy(&pair_y, &y, 4);
+  const Pair larger = __hmax2(pair_x, pair_y);
+  memcpy(maxima + threadIdx.x, &larger, 4);
+}
+
+// Of numbers in ascending order, and of a NaN, which is one only with itself.
+template <class Pair>
+void test_maximum(const std::vector<uint16_t>& numbers) {
+  std::vector<uint16_t> bits = numbers;
+  bits.insert(bits.begin(), 0x7fff);
+  const int n = static_cast<int>(bits.size());
+  const Buffer<uint16_t> input(bits);
+  const Buffer<uint32_t> output(n * n);
+  check_success(launch(maximum_kernel<Pair>, 1, n * n, 0, input.data(), output.data(), n));
+  const std::vector<uint32_t> maxima = output.read();
+  for (int i = 0; i < n * n; ++i) {
+    const uint32_t larger = bits[i / n > i % n ? i / n : i % n];
+    check(maxima[i] == (larger | larger << 16), "maximum of 16-bit numbers");
+  }
+}
+
+void test_maxima() {
+  test_maximum<__half2>({0xfc00, 0xfbff, 0xbc00, 0x8001, 0x8000, 0, 1, 0x3c00, 0x7bff, 0x7c00});
+  test_maximum<__nv_bfloat162>(
+      {0xff80, 0xff7f, 0xbf80, 0x8001, 0x8000, 0, 1, 0x3f80, 0x7f7f, 0x7f80});
+}
+
 __global__ void math_kernel(const float* x, float* exponentials, float* logarithms, unsigned* bad) {
   const int i = threadIdx.x;
   exponentials[i] = __expf(x[i]);
@@ -152,6 +185,7 @@ void test_subnormals() {
 int main() {
   run_all({
       {"conversions", test_conversions},
+      {"maxima", test_maxima},
       {"math", test_math},
       {"subnormals", test_subnormals},
   });

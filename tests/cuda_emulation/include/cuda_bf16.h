@@ -1,4 +1,4 @@
-// __nv_bfloat16 and __nv_bfloat162: storage and conversions, no arithmetic.
+// __nv_bfloat16 and __nv_bfloat162: storage, conversions and the maximum, no other arithmetic.
 #pragma once
 
 #include "cuda_runtime.h"
@@ -33,3 +33,8 @@ inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {v.x, v.y}; }
 inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
 inline float __low2float(__nv_bfloat162 v) { return v.x; }
 inline float __high2float(__nv_bfloat162 v) { return v.y; }
+inline __nv_bfloat162 __hmax2(__nv_bfloat162 x, __nv_bfloat162 y) {
+  x.x.bits = emulation::larger16(x.x.bits, y.x.bits, 0x7f80);
+  x.y.bits = emulation::larger16(x.y.bits, y.y.bits, 0x7f80);
+  return x;
+}

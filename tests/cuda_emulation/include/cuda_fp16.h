@@ -1,4 +1,4 @@
-// __half and __half2: storage and conversions, no arithmetic.
+// __half and __half2: storage, conversions and the maximum, no other arithmetic.
 #pragma once
 
 #include "cuda_runtime.h"
@@ -31,3 +31,8 @@ inline __half2 __float22half2_rn(float2 v) { return {v.x, v.y}; }
 inline __half2 __halves2half2(__half x, __half y) { return {x, y}; }
 inline float __low2float(__half2 v) { return v.x; }
 inline float __high2float(__half2 v) { return v.y; }
+inline __half2 __hmax2(__half2 x, __half2 y) {
+  x.x.bits = emulation::larger16(x.x.bits, y.x.bits, 0x7c00);
+  x.y.bits = emulation::larger16(x.y.bits, y.y.bits, 0x7c00);
+  return x;
+}

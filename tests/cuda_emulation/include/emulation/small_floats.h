@@ -48,4 +48,15 @@ inline float half_to_float(uint16_t bits) {
   return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
+// The larger of two, and +0 of two zeros; a NaN only of two. Subnormals count, flushed or not.
+inline uint16_t larger16(uint16_t x, uint16_t y, uint16_t infinity) {
+  const auto rank = [&](uint16_t bits) {
+    const int magnitude = bits & 0x7fff;
+    if (magnitude > infinity) return -0x10000;
+    return bits & 0x8000 ? -1 - magnitude : magnitude;
+  };
+  if (rank(x) == -0x10000 && rank(y) == -0x10000) return kNan16;
+  return rank(x) > rank(y) ? x : y;
+}
+
 }  // namespace emulation
