@@ -15,81 +15,168 @@ namespace {
 //   none:    -b [blank] - l [label]
 //   hat:     l p' - l [label] over the other classes; l s - b (1 - s) for blank, s = sigmoid(x)
 // of which each element is clamped, then multiplied by the cotangent.
-template <class T>
+template <class In>
 struct RowGradient {
-  // scale * exp(x - denominator); without scale x may be anything, as the other classes of "hat"
-  // are where only blank has weight.
-  T scale, denominator;
-  T at_blank, at_label;  // added at these classes
-  int blank_id, label_id;
-  bool blank_in_softmax;
+  using T = Accumulator<In>;
+
+  T scale, denominator;  // the softmax's share is scale * exp(x - denominator)
+  T blank_weight, label_weight;
+  In blank_score, label_score;  // not widened before the row is loaded: to widen is to wait
+  int blank_id, label_id;       // -1 without a label
+  bool hat;
   T clamp, cotangent;
 
-  __device__ __forceinline__ T operator()(T x, int index) const {
-    T value = scale == 0 ? T(0) : scale * exp_nonpositive(x - denominator);
-    if (index == blank_id) value = (blank_in_softmax ? value : T(0)) + at_blank;
-    if (index == label_id) value += at_label;
-    return smaller(larger(value, -clamp), clamp) * cotangent;
+  __device__ __forceinline__ T softmax(T x) const {
+    return scale * exp_nonpositive(x - denominator);
+  }
+  __device__ __forceinline__ T weighted(T unit) const {
+    return fmin(fmax(unit, -clamp), clamp) * cotangent;
   }
 };
 
+// Of the one or two classes with an arc.
+template <class In>
+struct ArcGradient {
+  using T = Accumulator<In>;
+
+  T blank, label;
+  int blank_id, label_id;
+
+  __device__ __forceinline__ explicit ArcGradient(const RowGradient<In>& of)
+      : blank_id(of.blank_id), label_id(of.label_id) {
+    // Without scale the denominator may be anything.
+    const auto softmax = [&](T x) { return of.scale == 0 ? T(0) : of.softmax(x); };
+    T at_blank = softmax(widen(of.blank_score)) - of.blank_weight;
+    if (of.hat) {
+      const T z = widen(of.blank_score), e = exp_nonpositive(z < 0 ? z : -z);
+      at_blank =
+          (of.label_weight * (z < 0 ? e : T(1)) - of.blank_weight * (z < 0 ? T(1) : e)) / (1 + e);
+    }
+    const T before = label_id == blank_id ? at_blank : softmax(widen(of.label_score));
+    blank = of.weighted(at_blank);
+    label = of.weighted(before - of.label_weight);
+  }
+
+  // Puts them in place among the gradients of a number of classes.
+  template <int kSize>
+  __device__ __forceinline__ void put(T (&gradient)[kSize], int first_class) const {
+    const int blank_place = blank_id - first_class, label_place = label_id - first_class;
+    if (unsigned(blank_place) >= unsigned(kSize) && unsigned(label_place) >= unsigned(kSize))
+      return;
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) {
+      gradient[j] = j == label_place ? label : j == blank_place ? blank : gradient[j];
+    }
+  }
+};
+
+// Writes the gradient of the classes that were loaded, from vector `begin` of the row on.
+template <class In, int kGroup>
+__device__ __forceinline__ void write(In* gradient, const Loaded<In, kGroup>& loaded,
+                                      const RowParts<In>& parts, int begin, int lane,
+                                      const RowGradient<In>& of, const ArcGradient<In>& arcs) {
+  using T = Accumulator<In>;
+  In* to = gradient + parts.class_of_vector(begin + lane);
+#pragma unroll
+  for (int k = 0; k < kVectorsInFlight; ++k) {
+    if (k >= loaded.vectors_here) break;
+    T x[kVectorSize<In>];
+    widen(loaded.vectors[k], x);
+#pragma unroll
+    for (int j = 0; j < kVectorSize<In>; ++j) x[j] = of.weighted(of.softmax(x[j]));
+    arcs.put(x, parts.class_of_vector(begin + k * kGroup + lane));
+    Vector<In> v;
+    narrow(x, v);
+    store_vector(to + k * kGroup * kVectorSize<In>, v);
+  }
+#pragma unroll
+  for (int k = 0; k < kMostSingles<In, kGroup>; ++k) {
+    if (k >= loaded.singles_here) break;
+    const int index = parts.class_of_single(k * kGroup + lane);
+    T x[1] = {of.weighted(of.softmax(widen(loaded.singles[k])))};
+    arcs.put(x, index);
+    narrow(x[0], gradient[index]);
+  }
+}
+
+// This lane's share of a row.
+template <int kGroup, class In>
+__device__ __forceinline__ void write_row(const In* row, In* gradient, int classes, int lane,
+                                          const RowGradient<In>& of) {
+  const RowParts<In> parts(row, classes);
+  const int in_steps = vectors_in_steps<kGroup>(parts.vectors);
+  Loaded<In, kGroup> loaded;
+  loaded.load_rest(row, parts, in_steps, lane);
+  const ArcGradient<In> arcs(of);
+  write(gradient, loaded, parts, in_steps, lane, of, arcs);
+  for (int begin = 0; begin < in_steps; begin += kStep<kGroup>) {
+    loaded.load_step(row, parts, begin, lane);
+    write(gradient, loaded, parts, begin, lane, of, arcs);
+  }
+}
+
+// The same for rows that the softmax has no share in: they are not read.
+template <int kGroup, class In>
+__device__ __forceinline__ void write_arcs(In* gradient, int classes, int lane,
+                                           const RowGradient<In>& of) {
+  using T = Accumulator<In>;
+  const RowParts<In> parts(gradient, classes);
+  const ArcGradient<In> arcs(of);
+#pragma unroll 1
+  for (int i = lane; i < parts.vectors; i += kGroup) {
+    T x[kVectorSize<In>] = {};
+    arcs.put(x, parts.class_of_vector(i));
+    Vector<In> v;
+    narrow(x, v);
+    store_vector(gradient + parts.class_of_vector(i), v);
+  }
+#pragma unroll 1
+  for (int i = lane; i < parts.singles; i += kGroup) {
+    T x[1] = {};
+    arcs.put(x, parts.class_of_single(i));
+    narrow(x[0], gradient[parts.class_of_single(i)]);
+  }
+}
+
 template <class In, int kGroup>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
-    arcs_backward_kernel(const ArcsBackward p) {
+    arcs_backward_kernel(const ArcsBackward p, const Accumulator<In> clamp) {
   using T = Accumulator<In>;
   const int64_t rows = p.batch * p.frames * p.cells;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
   const int lane = threadIdx.x % kGroup;
   if (index >= rows) return;
   const Cell cell = locate(index, rows, p.frames, p.cells);
-  const In* logits = static_cast<const In*>(p.logits);
-  In* gradient = static_cast<In*>(p.gradient);
+  const In* row = static_cast<const In*>(p.logits) + index * p.classes;
+  In* gradient = static_cast<In*>(p.gradient) + index * p.classes;
   const T blank = static_cast<const T*>(p.blank_weights)[index];
   const T label = static_cast<const T*>(p.label_weights)[index];
+  const int label_id =
+      cell.u < p.labels_per_utterance ? p.labels[cell.batch * p.labels_per_utterance + cell.u] : -1;
   const bool dead = blank == 0 && label == 0;
-  const bool reads = !dead && p.normalization != Normalization::kNone;
-  const bool hat = p.normalization == Normalization::kHat;
-
-  RowGradient<T> row_gradient;
-  row_gradient.scale = !reads ? T(0) : hat ? label : blank + label;
-  row_gradient.denominator = static_cast<const T*>(p.denominators)[index];
-  row_gradient.at_blank = -blank;
-  row_gradient.at_label = -label;
-  row_gradient.blank_id = int(p.blank_id);
   // Without weight there is no label here, but padding, which may well equal blank.
-  row_gradient.label_id = label != 0 && cell.u < p.labels_per_utterance
-                              ? p.labels[cell.batch * p.labels_per_utterance + cell.u]
-                              : -1;
-  row_gradient.blank_in_softmax = !hat;
-  row_gradient.clamp = p.clamp > 0 ? T(p.clamp) : Constants<T>::kInfinity;
-  row_gradient.cotangent = static_cast<const T*>(p.cotangents)[cell.batch];
-  if (hat && reads) {
-    // In place, another lane may have written over it: then this is not the lane that uses it.
-    const T z = widen(logits[index * p.classes + p.blank_id]);
-    const T e = exp_nonpositive(z < 0 ? z : -z);
-    row_gradient.at_blank = (label * (z < 0 ? e : T(1)) - blank * (z < 0 ? T(1) : e)) / (1 + e);
-  }
+  const bool has_label = label != 0 && 0 <= label_id && label_id < p.classes;
 
-  const RowVectors<In> row(logits, index, rows, p.classes);
-  for (int base = lane; base < row.count; base += kGroup * kVectorsInFlight) {
-    Vector<In> vectors[kVectorsInFlight];
-#pragma unroll
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const int i = base + k * kGroup;
-      if (reads && i < row.count) vectors[k] = row.load(logits, i);
-    }
-#pragma unroll
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const int i = base + k * kGroup;
-      if (i >= row.count) break;
-#pragma unroll
-      for (int j = 0; j < kVectorSize<In>; ++j) {
-        const T x = reads ? T(widen(vectors[k].element[j])) : T(0);
-        const T value = dead ? T(0) : row_gradient(x, row.class_of(i, j));
-        narrow(value, vectors[k].element[j]);
-      }
-      row.store(gradient, i, vectors[k]);
-    }
+  RowGradient<In> of;
+  of.hat = p.normalization == Normalization::kHat;
+  of.scale = p.normalization == Normalization::kNone ? T(0) : of.hat ? label : blank + label;
+  of.denominator = static_cast<const T*>(p.denominators)[index];
+  of.blank_weight = blank;
+  of.label_weight = label;
+  of.blank_id = dead ? -1 : int(p.blank_id);
+  of.label_id = has_label ? label_id : -1;
+  of.clamp = clamp;
+  of.cotangent = static_cast<const T*>(p.cotangents)[cell.batch];
+  // In place, another lane may have written over these: then this is not the lane that uses them.
+  narrow(T(0), of.blank_score);
+  of.label_score = of.blank_score;
+  if (of.scale != 0 || (of.hat && !dead)) of.blank_score = row[p.blank_id];
+  if (of.scale != 0 && has_label) of.label_score = row[label_id];
+
+  if (of.scale != 0) {
+    write_row<kGroup>(row, gradient, int(p.classes), lane, of);
+  } else {
+    write_arcs<kGroup>(gradient, int(p.classes), lane, of);
   }
 }
 
@@ -98,17 +185,19 @@ cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
   const auto misalignment = [](const void* data) {
     return reinterpret_cast<uintptr_t>(data) % kVectorBytes;
   };
-  if (p.classes > INT32_MAX - 2 * kVectorSize<In> ||
-      misalignment(p.logits) != misalignment(p.gradient)) {
+  if (p.classes > kMostClasses<In> || misalignment(p.logits) != misalignment(p.gradient)) {
     return cudaErrorInvalidValue;
   }
-  const int group = group_size<In>(p.classes);
+  using T = Accumulator<In>;
+  const T clamp = p.clamp > 0 ? T(p.clamp) : Constants<T>::kInfinity;
+  // Neighbouring lanes fill sectors, which the second-level cache takes one at a time.
+  const int group = max(2, group_size<In>(p.classes));
   const Grid grid{blocks_for_rows(p.batch * p.frames * p.cells, group), kRowThreads};
   switch (group) {
-    case 1: return launch(arcs_backward_kernel<In, 1>, grid, stream, p);
-    case 2: return launch(arcs_backward_kernel<In, 2>, grid, stream, p);
-    case 8: return launch(arcs_backward_kernel<In, 8>, grid, stream, p);
-    default: return launch(arcs_backward_kernel<In, kWarp>, grid, stream, p);
+    case 2: return launch(arcs_backward_kernel<In, 2>, grid, stream, p, clamp);
+    case 4: return launch(arcs_backward_kernel<In, 4>, grid, stream, p, clamp);
+    case 8: return launch(arcs_backward_kernel<In, 8>, grid, stream, p, clamp);
+    default: return launch(arcs_backward_kernel<In, kWarp>, grid, stream, p, clamp);
   }
 }
 

@@ -32,7 +32,7 @@ from jax_rnnt.types import ArcsOptions
 
 DTYPES = [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16]
 # Rows shorter and longer than what is collected at a time, 512 numbers of 4 bytes; aligned and not.
-CLASSES = [1, 2, 28, 50, 129, 500, 1025]
+CLASSES = [1, 2, 28, 50, 129, 500, 1025, 2501]
 ALIASED = "output_to_operand_aliasing"
 
 

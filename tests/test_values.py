@@ -80,7 +80,7 @@ def test_published_value(implementation: str) -> None:
 
 # ------------------------------------------------------------------------------ widths and dtypes
 
-WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 28, 31, 33, 64, 100, 257, 1025]
+WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 28, 31, 33, 64, 100, 257, 1025, 2501]
 DTYPES = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16]
 
 
