@@ -140,13 +140,12 @@ __device__ __forceinline__ void write_arcs(In* gradient, int classes, int lane,
 
 template <class In, int kGroup>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
-    arcs_backward_kernel(const ArcsBackward p, const Accumulator<In> clamp) {
+    arcs_backward_kernel(const ArcsBackward p, const Rows rows, const Accumulator<In> clamp) {
   using T = Accumulator<In>;
-  const int64_t rows = p.batch * p.frames * p.cells;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
   const int lane = threadIdx.x % kGroup;
-  if (index >= rows) return;
-  const Cell cell = locate(index, rows, p.frames, p.cells);
+  if (index >= rows.count) return;
+  const Cell cell = rows.locate(index);
   const In* row = static_cast<const In*>(p.logits) + index * p.classes;
   In* gradient = static_cast<In*>(p.gradient) + index * p.classes;
   const T blank = static_cast<const T*>(p.blank_weights)[index];
@@ -189,15 +188,16 @@ cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   using T = Accumulator<In>;
+  const Rows rows(p.batch, p.frames, p.cells);
   const T clamp = p.clamp > 0 ? T(p.clamp) : Constants<T>::kInfinity;
   // Neighbouring lanes fill sectors, which the second-level cache takes one at a time.
   const int group = max(2, group_size<In>(p.classes));
-  const Grid grid{blocks_for_rows(p.batch * p.frames * p.cells, group), kRowThreads};
+  const Grid grid{blocks_for_rows(rows.count, group), kRowThreads};
   switch (group) {
-    case 2: return launch(arcs_backward_kernel<In, 2>, grid, stream, p, clamp);
-    case 4: return launch(arcs_backward_kernel<In, 4>, grid, stream, p, clamp);
-    case 8: return launch(arcs_backward_kernel<In, 8>, grid, stream, p, clamp);
-    default: return launch(arcs_backward_kernel<In, kWarp>, grid, stream, p, clamp);
+    case 2: return launch(arcs_backward_kernel<In, 2>, grid, stream, p, rows, clamp);
+    case 4: return launch(arcs_backward_kernel<In, 4>, grid, stream, p, rows, clamp);
+    case 8: return launch(arcs_backward_kernel<In, 8>, grid, stream, p, rows, clamp);
+    default: return launch(arcs_backward_kernel<In, kWarp>, grid, stream, p, rows, clamp);
   }
 }
 

@@ -128,13 +128,12 @@ __device__ __forceinline__ T log_ratio(T x, T max, T log_sum) {
 
 template <class In, int kGroup>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
-    arcs_forward_kernel(const ArcsForward p) {
+    arcs_forward_kernel(const ArcsForward p, const Rows rows) {
   using T = Accumulator<In>;
-  const int64_t rows = p.batch * p.frames * p.cells;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
   const int lane = threadIdx.x % kGroup;
-  const bool exists = index < rows;
-  const Cell cell = locate(exists ? index : 0, rows, p.frames, p.cells);
+  const bool exists = index < rows.count;
+  const Cell cell = rows.locate(exists ? index : 0);
   // The label's id at the same time as the bounds, not after them.
   const Bounds bounds = p.bounds[cell.batch];
   const int64_t label_id =
@@ -193,17 +192,17 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
 
 template <class In>
 cudaError_t launch_arcs_forward(const ArcsForward& p, cudaStream_t stream) {
-  const int64_t rows = p.batch * p.frames * p.cells;
   if (p.classes > kMostClasses<In>) return cudaErrorInvalidValue;
+  const Rows rows(p.batch, p.frames, p.cells);
   // Log-probabilities are only looked up, which takes one lane.
   const int group = p.normalization == Normalization::kNone ? 1 : group_size<In>(p.classes);
-  const Grid grid{blocks_for_rows(rows, group), kRowThreads};
+  const Grid grid{blocks_for_rows(rows.count, group), kRowThreads};
   switch (group) {
-    case 1: return launch(arcs_forward_kernel<In, 1>, grid, stream, p);
-    case 2: return launch(arcs_forward_kernel<In, 2>, grid, stream, p);
-    case 4: return launch(arcs_forward_kernel<In, 4>, grid, stream, p);
-    case 8: return launch(arcs_forward_kernel<In, 8>, grid, stream, p);
-    default: return launch(arcs_forward_kernel<In, kWarp>, grid, stream, p);
+    case 1: return launch(arcs_forward_kernel<In, 1>, grid, stream, p, rows);
+    case 2: return launch(arcs_forward_kernel<In, 2>, grid, stream, p, rows);
+    case 4: return launch(arcs_forward_kernel<In, 4>, grid, stream, p, rows);
+    case 8: return launch(arcs_forward_kernel<In, 8>, grid, stream, p, rows);
+    default: return launch(arcs_forward_kernel<In, kWarp>, grid, stream, p, rows);
   }
 }
 
