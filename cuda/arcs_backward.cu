@@ -1,8 +1,8 @@
 // Arc weights to the gradient of the scores: each logit is read once, each gradient written once.
 //
-// The gradient may be in the memory of the logits. Each vector is written by the lane that has read
-// it; of a vector that rows share, a lane writes the elements of its own row, and has no use for
-// the others, whatever they are by then. No load of logits may be a non-coherent one (`__ldg`).
+// The gradient may be in the memory of the logits: each element is written by the lane that has
+// read it. What a lane reads beside its own elements may be overwritten by then, and is of no use
+// to it. No load of logits may be a non-coherent one (`__ldg`).
 #include "kernels.h"
 #include "launch.h"
 #include "rows.h"
