@@ -125,18 +125,18 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, Pass kPass, bool kShared>
-__global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
+template <class T, Pass kPass, Plan kPlan>
+__global__ void __launch_bounds__(kMostSweepThreads<T, kPlan>, 1)
     banded_sweep_kernel(const BandedLattice p, const SweepLayout sweep_layout,
                         const BandedLayout layout) {
   const int64_t b = blockIdx.x / 2;
-  sweep_of_block<kPass, kShared>(trellis_of<T>(p, layout, b), sweep_layout, layout.sweeps,
-                                 static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells,
-                                 blockIdx.x % 2 == 0, static_cast<T*>(p.log_likelihood) + b);
+  sweep_of_block<kPass, kPlan>(trellis_of<T>(p, layout, b), sweep_layout, layout.sweeps,
+                               static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells,
+                               blockIdx.x % 2 == 0, static_cast<T*>(p.log_likelihood) + b);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostSweepThreads<T, true>)
+__global__ void __launch_bounds__(kMostSweepThreads<T, Plan::kSlots>, 1)
     banded_score_kernel(const BandedLattice p, const BandedLayout layout, int tile_fronts) {
   const int64_t b = blockIdx.x;
   score_of_block(trellis_of<T>(p, layout, b), layout.sweeps,
@@ -175,27 +175,27 @@ __global__ void __launch_bounds__(kThreads)
   static_cast<T*>(p.label_posteriors)[i] = label;
 }
 
-template <class T, bool kShared>
+template <class T, Plan kPlan>
 cudaError_t launch_all(const BandedLattice& p, const SweepLayout& sweep_layout,
                        cudaStream_t stream) {
   const bool with_posteriors = p.blank_posteriors != nullptr;
   const BandedLayout layout =
       banded_layout(p.frames, p.cells, p.labels, p.topology, with_posteriors, sizeof(T));
-  const Grid sweeps = sweep_grid<T, kShared>(p.batch, p.cells, sweep_layout);
+  const Grid sweeps = sweep_grid<T, kPlan>(p.batch, p.cells, sweep_layout);
   cudaError_t status = launch(arrange_kernel<T>, Grid{p.batch, kThreads}, stream, p, layout);
   if (status != cudaSuccess) return status;
   if (!with_posteriors) {
-    status = launch(banded_sweep_kernel<T, Pass::kScore, kShared>, sweeps, stream, p, sweep_layout,
+    status = launch(banded_sweep_kernel<T, Pass::kScore, kPlan>, sweeps, stream, p, sweep_layout,
                     layout);
     if (status != cudaSuccess) return status;
     return launch(banded_score_kernel<T>, Grid{p.batch, sweeps.threads}, stream, p, layout,
                   sweep_layout.fronts);
   }
-  status = launch(banded_sweep_kernel<T, Pass::kTowardsMiddle, kShared>, sweeps, stream, p,
+  status = launch(banded_sweep_kernel<T, Pass::kTowardsMiddle, kPlan>, sweeps, stream, p,
                   sweep_layout, layout);
   if (status != cudaSuccess) return status;
-  status = launch(banded_sweep_kernel<T, Pass::kFromMiddle, kShared>, sweeps, stream, p,
-                  sweep_layout, layout);
+  status = launch(banded_sweep_kernel<T, Pass::kFromMiddle, kPlan>, sweeps, stream, p, sweep_layout,
+                  layout);
   if (status != cudaSuccess) return status;
   const int64_t cells = p.batch * p.frames * p.cells;
   return launch(collect_kernel<T>, Grid{(cells + kThreads - 1) / kThreads, kThreads}, stream, p,
@@ -204,12 +204,15 @@ cudaError_t launch_all(const BandedLattice& p, const SweepLayout& sweep_layout,
 
 template <class T>
 cudaError_t launch_banded_lattice(const BandedLattice& p, cudaStream_t stream) {
-  SweepLayout layout;
-  bool shared;
+  SweepShape shape;
   const cudaError_t status =
-      choose_sweep_layout<T>(p.cells, p.blank_posteriors != nullptr, layout, shared);
+      choose_sweep<T>(p.batch, p.cells, p.blank_posteriors != nullptr, true, shape);
   if (status != cudaSuccess) return status;
-  return shared ? launch_all<T, true>(p, layout, stream) : launch_all<T, false>(p, layout, stream);
+  switch (shape.plan) {
+    case Plan::kWarp: return launch_all<T, Plan::kWarp>(p, shape.layout, stream);
+    case Plan::kStrips: return launch_all<T, Plan::kStrips>(p, shape.layout, stream);
+    default: return launch_all<T, Plan::kWorkspace>(p, shape.layout, stream);
+  }
 }
 
 }  // namespace

@@ -34,8 +34,8 @@ __device__ __forceinline__ int64_t to_bits(double x) { return __double_as_longlo
 
 __device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
 __device__ __forceinline__ double exp2_of(double x) { return exp2(x); }
-__device__ __forceinline__ float round_of(float x) { return rintf(x); }
-__device__ __forceinline__ double round_of(double x) { return rint(x); }
+__device__ __forceinline__ int32_t round_of(float x) { return __float2int_rn(x); }
+__device__ __forceinline__ int64_t round_of(double x) { return __double2ll_rn(x); }
 __device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
 __device__ __forceinline__ double multiply_add(double x, double y, double z) {
   return fma(x, y, z);
@@ -64,15 +64,17 @@ __device__ __forceinline__ Extended<T> add(Extended<T> x, Extended<T> y) {
 }
 
 // exp(x) of an arc's log-probability. Forbidden arcs give 0; NaN and excessive ones a NaN mantissa.
+// Without branches: one arc's instructions fill the time that another's take.
 template <class T>
 __device__ __forceinline__ Extended<T> exp_extended(T x) {
   using C = Constants<T>;
-  if (x < T(kForbidden)) return dead<T>();
-  if (!(x <= T(kExcessive))) return {not_a_number<T>(), 0};
+  const bool forbidden = x < T(kForbidden), bad = !(x <= T(kExcessive));
+  const T inside = min(max(x, T(kForbidden)), T(kExcessive));  // of NaN: kForbidden
   // The product with log2(e) in two parts: rounded once, it would be off by x 2^-24.
-  const T n = round_of(x * C::kLog2e);
-  const T rest = multiply_add(x, C::kLog2eLow, multiply_add(x, C::kLog2e, -n));
-  return {exp2_of(rest), Exponent<T>(n)};
+  const Exponent<T> n = round_of(inside * C::kLog2e);
+  const T rest = multiply_add(inside, C::kLog2eLow, multiply_add(inside, C::kLog2e, -T(n)));
+  const T mantissa = bad ? not_a_number<T>() : exp2_of(rest);
+  return {forbidden ? T(0) : mantissa, forbidden ? kDead<T> : n};
 }
 
 // With the mantissa in [1, 2), unless it is zero or NaN.

@@ -34,12 +34,12 @@ __device__ __forceinline__ WorkspaceLayout workspace_of(const Lattice& p,
                           p.blank_posteriors != nullptr, sizeof(T), p.cells);
 }
 
-template <class T, Pass kPass, bool kShared>
-__global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
+template <class T, Pass kPass, Plan kPlan>
+__global__ void __launch_bounds__(kMostSweepThreads<T, kPlan>, 1)
     sweep_kernel(const Lattice p, const SweepLayout layout, const WorkspaceLayout workspace) {
   const int64_t b = blockIdx.x / 2;
   const bool forward = blockIdx.x % 2 == 0;
-  const bool finite = sweep_of_block<kPass, kShared>(
+  const bool finite = sweep_of_block<kPass, kPlan>(
       trellis_of<T>(p, b), layout, workspace_of<T>(p, workspace, b),
       static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]), forward,
       static_cast<T*>(p.log_likelihood) + b);
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, kShared>)
 
 // One block to a multiprocessor will do: asked for more, the compiler spills registers.
 template <class T>
-__global__ void __launch_bounds__(kMostSweepThreads<T, true>, 1)
+__global__ void __launch_bounds__(kMostSweepThreads<T, Plan::kSlots>, 1)
     score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
   const int64_t b = blockIdx.x;
   score_of_block(trellis_of<T>(p, b), workspace_of<T>(p, workspace, b),
@@ -58,34 +58,36 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, true>, 1)
                  tile_fronts, static_cast<T*>(p.log_likelihood) + b);
 }
 
-template <class T, bool kShared>
+template <class T, Plan kPlan>
 cudaError_t launch_sweeps(const Lattice& p, const SweepLayout& layout, cudaStream_t stream) {
   const bool with_posteriors = p.blank_posteriors != nullptr;
   const WorkspaceLayout workspace = workspace_layout(
       p.frames, p.cells, p.topology == Topology::kRegular, with_posteriors, sizeof(T), p.cells);
-  const Grid sweeps = sweep_grid<T, kShared>(p.batch, p.cells, layout);
+  const Grid sweeps = sweep_grid<T, kPlan>(p.batch, p.cells, layout);
   if (!with_posteriors) {
     const cudaError_t status =
-        launch(sweep_kernel<T, Pass::kScore, kShared>, sweeps, stream, p, layout, workspace);
+        launch(sweep_kernel<T, Pass::kScore, kPlan>, sweeps, stream, p, layout, workspace);
     if (status != cudaSuccess) return status;
     return launch(score_kernel<T>, Grid{p.batch, sweeps.threads}, stream, p, workspace,
                   layout.fronts);
   }
   const cudaError_t status =
-      launch(sweep_kernel<T, Pass::kTowardsMiddle, kShared>, sweeps, stream, p, layout, workspace);
+      launch(sweep_kernel<T, Pass::kTowardsMiddle, kPlan>, sweeps, stream, p, layout, workspace);
   if (status != cudaSuccess) return status;
-  return launch(sweep_kernel<T, Pass::kFromMiddle, kShared>, sweeps, stream, p, layout, workspace);
+  return launch(sweep_kernel<T, Pass::kFromMiddle, kPlan>, sweeps, stream, p, layout, workspace);
 }
 
 template <class T>
 cudaError_t launch_lattice(const Lattice& p, cudaStream_t stream) {
-  SweepLayout layout;
-  bool shared;
+  SweepShape shape;
   const cudaError_t status =
-      choose_sweep_layout<T>(p.cells, p.blank_posteriors != nullptr, layout, shared);
+      choose_sweep<T>(p.batch, p.cells, p.blank_posteriors != nullptr, false, shape);
   if (status != cudaSuccess) return status;
-  return shared ? launch_sweeps<T, true>(p, layout, stream)
-                : launch_sweeps<T, false>(p, layout, stream);
+  switch (shape.plan) {
+    case Plan::kSlots: return launch_sweeps<T, Plan::kSlots>(p, shape.layout, stream);
+    case Plan::kStrips: return launch_sweeps<T, Plan::kStrips>(p, shape.layout, stream);
+    default: return launch_sweeps<T, Plan::kWorkspace>(p, shape.layout, stream);
+  }
 }
 
 }  // namespace

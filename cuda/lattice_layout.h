@@ -8,6 +8,10 @@ namespace jax_rnnt::cuda {
 // A tile of fronts is staged at a time; as many as fit into shared memory, up to this many.
 inline constexpr int kMostTileFronts = 16;
 inline constexpr int kFewestTileFronts = 2;
+// Where arcs become factors ahead of their use, those of as many fronts of a wide trellis at once;
+// of a narrow one, of a whole tile.
+inline constexpr int kFactorFronts = 4;
+inline constexpr int kNarrowCells = 64;
 // Every device has as much shared memory for a block. Utterances whose smallest tiles need more
 // keep them in the workspace where the device has no more.
 inline constexpr int64_t kLeastSharedBytes = 48 << 10;
@@ -26,12 +30,14 @@ struct WorkspaceLayout {
 
 // Memory of one direction's sweep, in elements of float or double.
 struct SweepLayout {
-  int fronts;      // of a tile
-  int64_t stride;  // of a tile's rows
-  int64_t rows;    // two rows of nodes in turn, each with a dead border on both sides
+  int fronts;         // of a tile
+  int factor_fronts;  // whose factors there is room for
+  int64_t stride;     // of a tile's rows, and of the factors'
+  int64_t rows;       // two rows of nodes in turn, each with a dead border on both sides
   int64_t row_elements;
-  int64_t tiles;  // two tiles in turn: blank arcs, label arcs, the other direction's nodes
+  int64_t tiles;  // two tiles in turn: pairs of arcs, the other direction's nodes
   int64_t tile_elements;
+  int64_t factors;  // pairs of factors
   int64_t total;
 };
 
@@ -39,18 +45,23 @@ JAX_RNNT_HOST_DEVICE inline constexpr int64_t round_up(int64_t x, int64_t multip
   return (x + multiple - 1) / multiple * multiple;
 }
 
+// What is wound is copied as it lies. From rows of frames to rows of fronts, copies go along the
+// tile's diagonals: with an even stride they spread over the banks. Label arcs may lie one slot
+// further than their cells.
 JAX_RNNT_HOST_DEVICE inline SweepLayout sweep_layout(int64_t cells, int fronts,
-                                                     bool with_posteriors) {
+                                                     bool with_posteriors, bool with_factors,
+                                                     bool wound) {
   SweepLayout layout{};
   layout.fronts = fronts;
-  // Copying from rows of frames to rows of fronts goes along the tile's diagonals: with this stride
-  // it spreads over the banks.
-  layout.stride = round_up(cells, 32) + 16;
+  const bool all_at_once = cells <= kNarrowCells || fronts < kFactorFronts;
+  layout.factor_fronts = with_factors ? all_at_once ? fronts : kFactorFronts : 0;
+  layout.stride = wound ? cells : round_up(cells + 1, 2);
   layout.row_elements = 2 * round_up(cells + 2, 2);
   layout.rows = 0;
   layout.tiles = 2 * layout.row_elements;
   layout.tile_elements = layout.stride * fronts * (with_posteriors ? 4 : 2);
-  layout.total = layout.tiles + 2 * layout.tile_elements;
+  layout.factors = layout.tiles + 2 * layout.tile_elements;
+  layout.total = layout.factors + layout.stride * layout.factor_fronts * 4;
   return layout;
 }
 
@@ -69,10 +80,11 @@ JAX_RNNT_HOST_DEVICE inline WorkspaceLayout workspace_layout(int64_t frames, int
   layout.num_offsets = round_up(fronts / kFewestTileFronts + 3, 2);
   layout.rows = 2 * 2 * layout.num_offsets;
   layout.tiles = layout.rows + round_up(2 * cells * stored_rows(fronts, with_posteriors), 4);
-  const int64_t smallest = sweep_layout(widest, kFewestTileFronts, with_posteriors).total;
-  if (smallest * element_bytes + kStaticSharedBytes > kLeastSharedBytes) {
-    layout.tile_elements =
-        round_up(sweep_layout(widest, kMostTileFronts, with_posteriors).total, 4);
+  const auto tiles_of = [&](int of_fronts) {
+    return sweep_layout(widest, of_fronts, with_posteriors, true, false).total;
+  };
+  if (tiles_of(kFewestTileFronts) * element_bytes + kStaticSharedBytes > kLeastSharedBytes) {
+    layout.tile_elements = round_up(tiles_of(kMostTileFronts), 4);
   }
   layout.total = layout.tiles + 2 * layout.tile_elements;
   return layout;

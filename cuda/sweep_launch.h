@@ -9,32 +9,57 @@
 namespace jax_rnnt::cuda {
 
 // Doubles and generic addresses take more registers. Tiles in the workspace are slow in any case.
-template <class T, bool kShared>
-inline constexpr int kMostSweepThreads = sizeof(T) == 4 && kShared ? 1024 : 512;
+template <class T, Plan kPlan>
+inline constexpr int kMostSweepThreads = kPlan == Plan::kWarp                          ? kWarp
+                                         : sizeof(T) == 4 && kPlan != Plan::kWorkspace ? 1024
+                                                                                       : 512;
 
-// The largest tile that fits; none, where even the smallest does not.
+struct SweepShape {
+  Plan plan;
+  SweepLayout layout;
+};
+
 template <class T>
-cudaError_t choose_sweep_layout(int64_t cells, bool with_posteriors, SweepLayout& layout,
-                                bool& shared) {
-  int device = 0, most_bytes = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) {
-    status = cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  if (status != cudaSuccess) return status;
-  for (int fronts = kMostTileFronts; fronts >= kFewestTileFronts; fronts /= 2) {
-    layout = sweep_layout(cells, fronts, with_posteriors);
-    shared = layout.total * int64_t(sizeof(T)) + kStaticSharedBytes <= most_bytes;
-    if (shared) return cudaSuccess;
-  }
-  layout = sweep_layout(cells, kMostTileFronts, with_posteriors);
-  return cudaSuccess;
+Plan sweep_plan(int64_t cells, bool wound) {
+  if (wound) return cells <= kWarp ? Plan::kWarp : Plan::kStrips;
+  return cells <= kMostSweepThreads<T, Plan::kSlots> ? Plan::kSlots : Plan::kStrips;
 }
 
-template <class T, bool kShared>
+// The largest tile that fits as often as there are blocks to a multiprocessor, or else once; in the
+// workspace, where even the smallest does not.
+template <class T>
+cudaError_t choose_sweep(int64_t batch, int64_t cells, bool with_posteriors, bool wound,
+                         SweepShape& shape) {
+  int device = 0, most_bytes = 0, bytes_of_all = 0, multiprocessors = 0, reserved = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  const auto get = [&](int& value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  get(most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(bytes_of_all, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  get(multiprocessors, cudaDevAttrMultiProcessorCount);
+  get(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+  if (status != cudaSuccess) return status;
+  shape.plan = sweep_plan<T>(cells, wound);
+  const bool with_factors = shape.plan != Plan::kSlots;
+  const int64_t blocks = (2 * batch + multiprocessors - 1) / multiprocessors;
+  for (const int64_t bytes :
+       {std::min<int64_t>(most_bytes, bytes_of_all / blocks - reserved), int64_t(most_bytes)}) {
+    for (int fronts = kMostTileFronts; fronts >= kFewestTileFronts; fronts /= 2) {
+      shape.layout = sweep_layout(cells, fronts, with_posteriors, with_factors, wound);
+      if (shape.layout.total * int64_t(sizeof(T)) + kStaticSharedBytes <= bytes) return status;
+    }
+  }
+  shape.plan = Plan::kWorkspace;
+  shape.layout = sweep_layout(cells, kMostTileFronts, with_posteriors, true, wound);
+  return status;
+}
+
+template <class T, Plan kPlan>
 Grid sweep_grid(int64_t batch, int64_t cells, const SweepLayout& layout) {
-  const int64_t threads = std::min<int64_t>(round_up(cells, kWarp), kMostSweepThreads<T, kShared>);
-  return {2 * batch, int(threads), kShared ? layout.total * int64_t(sizeof(T)) : 0};
+  const int64_t threads = std::min<int64_t>(round_up(cells, kWarp), kMostSweepThreads<T, kPlan>);
+  const bool shared = kPlan != Plan::kWorkspace;
+  return {2 * batch, int(threads), shared ? layout.total * int64_t(sizeof(T)) : 0};
 }
 
 }  // namespace jax_rnnt::cuda

@@ -10,6 +10,15 @@
 
 namespace jax_rnnt::cuda {
 
+// `count` fronts from `first` on.
+struct Fronts {
+  int first, count;
+
+  __device__ __forceinline__ bool contains(int n) const {
+    return unsigned(n - first) < unsigned(count);
+  }
+};
+
 template <class T, bool kWound = false>
 struct Trellis {
   int frames, labels, fronts;
@@ -23,23 +32,19 @@ struct Trellis {
   bool feasible;             // of a band
   T trivial_log_likelihood;  // where there is nothing to sweep
 
-  // Nodes of front n that a complete path can visit.
-  __device__ __forceinline__ int lowest(int n) const {
-    const int u = n == fronts ? labels : labels - (fronts - n) + last_arc_is_blank;
-    return u > 0 ? u : 0;
-  }
-  __device__ __forceinline__ int highest(int n) const { return n < labels ? n : labels; }
+  // On how many fronts in turn complete paths can take a slot's blank.
+  __device__ __forceinline__ int slack() const { return fronts - labels - last_arc_is_blank; }
   __device__ __forceinline__ bool has_paths() const {
-    return fronts > 0 && (kWound ? feasible : lowest(0) == 0);
+    return fronts > 0 && (kWound ? feasible : slack() >= 0);
   }
 
   __device__ __forceinline__ int frame_of(int n, int u) const { return regular ? n - u : n; }
-  // Arcs that leave (n, u): whether a complete path can take them.
-  __device__ __forceinline__ bool blank_lives(int n, int u) const {
-    return kWound || (lowest(n + 1) <= u && u <= highest(n));
+  // Where complete paths can take the arcs that leave slot u: of a whole lattice.
+  __device__ __forceinline__ Fronts blank_lives(int u) const {
+    return {u, u == labels ? fronts - labels : slack()};
   }
-  __device__ __forceinline__ bool label_lives(int n, int u) const {
-    return kWound || (lowest(n) <= u && u <= highest(n) && u < labels);
+  __device__ __forceinline__ Fronts label_lives(int u) const {
+    return {u, 0 <= u && u < labels ? slack() + 1 : 0};
   }
   // The slots that label arcs come from and lead to; outside of [0, slots) there are none.
   __device__ __forceinline__ int slot_before(int u) const {

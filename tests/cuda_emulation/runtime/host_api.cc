@@ -15,6 +15,7 @@ namespace emulation {
 namespace {
 
 constexpr size_t kSharedWithoutOptIn = 48 * 1024;
+constexpr int kReservedSharedMemory = 1024;  // of each block
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -197,8 +198,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrComputeCapabilityMajor: *value = limits.compute_capability_major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = limits.compute_capability_minor; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = limits.shared_memory_per_block_optin + 1024;
+      *value = limits.shared_memory_per_block_optin + emulation::kReservedSharedMemory;
       break;
+    case cudaDevAttrReservedSharedMemoryPerBlock: *value = emulation::kReservedSharedMemory; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = limits.shared_memory_per_block_optin;
       break;

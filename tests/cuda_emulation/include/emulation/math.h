@@ -85,6 +85,9 @@ inline int __float2int_rd(float x) { return emulation::to_integer<int>(std::floo
 inline int __float2int_ru(float x) { return emulation::to_integer<int>(std::ceil(x)); }
 inline int __float2int_rz(float x) { return emulation::to_integer<int>(std::trunc(x)); }
 inline int __double2int_rn(double x) { return emulation::to_integer<int>(std::nearbyint(x)); }
+inline long long __double2ll_rn(double x) {
+  return emulation::to_integer<long long>(std::nearbyint(x));
+}
 inline float __int2float_rn(int x) { return float(x); }
 inline float __double2float_rn(double x) { return float(x); }
 

@@ -1,0 +1,225 @@
+// The steps of a sweep through one tile, from front to front.
+#pragma once
+
+#include "fronts.h"
+#include "tiles.h"
+
+namespace jax_rnnt::cuda {
+
+enum class Pass {
+  kScore,
+  kTowardsMiddle,
+  kFromMiddle
+};  // kScore: towards the middle, no posteriors
+
+// How the threads of a block share the slots. Where each has one, it prepares the factors of its
+// next arcs while it waits for the nodes that it needs now.
+enum class Plan {
+  kSlots,     // a slot or none to each thread
+  kWarp,      // likewise, in blocks of one warp, which hands nodes from lane to lane
+  kStrips,    // slots in turn; arcs become factors some fronts at a time
+  kWorkspace  // likewise, with tiles in the workspace instead of shared memory
+};
+
+// Arcs as numbers of extended exponent.
+template <class T>
+struct Factors {
+  Extended<T> stay, move;
+};
+
+// The arcs by which paths reach one slot.
+template <bool kForward, class T>
+struct SlotArcs {
+  int label_slot;  // where its label arc is counted
+  Fronts blank_lives, label_lives;
+
+  __device__ __forceinline__ SlotArcs(const Trellis<T>& trellis, int u)
+      : label_slot(kForward ? u - 1 : u),
+        blank_lives(trellis.blank_lives(u)),
+        label_lives(trellis.label_lives(label_slot)) {}
+
+  __device__ __forceinline__ Factors<T> factors(const Trellis<T>& trellis, const Arcs<T>* arcs,
+                                                int n) const {
+    T blank = arcs->blank, label = arcs->label;
+    // A constrained label arc is l(t, u) + b(t, u + 1).
+    if (trellis.constrained) label += kForward ? blank : arcs[1].blank;
+    label += trellis.delay(trellis.frame_of(n, label_slot));
+    constexpr T kNone = -Constants<T>::kInfinity;
+    return {exp_extended(blank_lives.contains(n) ? blank : kNone),
+            exp_extended(label_lives.contains(n) ? label : kNone)};
+  }
+};
+
+// Factors of the arcs of `count` fronts from n on, the first of whose rows is `arcs`.
+template <bool kForward, class T>
+__device__ __forceinline__ void fill_factors(const Trellis<T>& trellis, int n, int count,
+                                             const Arcs<T>* arcs, int stride, Factors<T>* factors) {
+  for (int u = int(threadIdx.x); u < trellis.slots; u += int(blockDim.x)) {
+    const SlotArcs<kForward, T> slot(trellis, u);
+    for (int k = 0; k < count; ++k) {
+      factors[k * stride + u] = slot.factors(trellis, arcs + k * stride + u, n + k);
+    }
+  }
+}
+
+template <bool kForward, class T>
+__device__ __forceinline__ void fill_factors(const Trellis<T, true>& trellis, int, int count,
+                                             const Arcs<T>* arcs, int, Factors<T>* factors) {
+  for (int i = int(threadIdx.x); i < count * trellis.slots; i += int(blockDim.x)) {
+    factors[i] = {exp_extended(arcs[i].blank), exp_extended(arcs[i].label)};
+  }
+}
+
+// A node of the next front, and what its two arcs' posteriors depend on.
+template <class T>
+struct Reached {
+  Extended<T> stay, move, sum;
+
+  __device__ __forceinline__ Reached(Extended<T> own, Extended<T> neighbour,
+                                     const Factors<T>& factors)
+      : stay(multiply(own, factors.stay)),
+        move(multiply(neighbour, factors.move)),
+        sum(add(stay, move)) {}
+
+  // Nodes that do not lead to the other end are no competition for those that do: however much
+  // likelier they are, those stay in range.
+  __device__ __forceinline__ Extended<T> node_with(Extended<T> partner) const {
+    return partner.mantissa == T(0) ? dead<T>() : sum;
+  }
+  __device__ __forceinline__ Arcs<T> posteriors(Extended<T> partner,
+                                                const Normaliser<T>& normaliser) const {
+    const Extended<T> scaled = normaliser.scaled(partner);
+    return {normaliser.posterior(scaled, stay), normaliser.posterior(scaled, move)};
+  }
+};
+
+// Nodes of two fronts in turn, between dead borders.
+template <class T>
+struct Rows {
+  Extended<T>*from, *to;
+
+  __device__ __forceinline__ void turn() {
+    Extended<T>* swap = from;
+    from = to;
+    to = swap;
+  }
+};
+
+// What the steps through a tile work on.
+template <class T>
+struct Work {
+  int n0, count;  // fronts
+  Tile<T> tile;
+  Factors<T>* factors;
+  int factor_fronts;
+  Extended<T>* stored;  // where the nodes of the next front go
+  int64_t cells;        // between stored rows
+};
+
+template <class T>
+__device__ __forceinline__ Extended<T> of_lane(Extended<T> x, int lane) {
+  return {__shfl_sync(kAllLanes, x.mantissa, lane), __shfl_sync(kAllLanes, x.exponent, lane)};
+}
+
+template <bool kForward, Pass kPass, bool kOneWarp, class T, bool kWound>
+__device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& trellis,
+                                                    const Work<T>& work,
+                                                    const Normaliser<T>& normaliser,
+                                                    Rows<T>& rows) {
+  constexpr int kDirection = kForward ? 1 : -1;
+  const Tile<T>& tile = work.tile;
+  const bool has_slot = int(threadIdx.x) < trellis.slots;
+  const int u = has_slot ? int(threadIdx.x) : trellis.slots - 1;  // others follow the last
+  const int neighbour = kForward ? trellis.slot_before(u) : trellis.slot_after(u);
+  const auto factors_at = [&](int k, int n) {
+    if constexpr (kOneWarp) {
+      return work.factors[k * tile.stride + u];
+    } else {
+      return SlotArcs<kForward, T>(trellis, u).factors(trellis, tile.arcs + k * tile.stride + u, n);
+    }
+  };
+  if constexpr (kOneWarp) {
+    fill_factors<kForward>(trellis, work.n0, work.count, tile.arcs, tile.stride, work.factors);
+    __syncwarp();
+  }
+  int k = kForward ? 0 : work.count - 1;
+  Extended<T>* stored = work.stored + u;
+  Extended<T> node = rows.from[u];
+  Factors<T> ahead = factors_at(k, work.n0 + k);
+  for (int j = 0; j < work.count; ++j) {
+    const Factors<T> factors = ahead;
+    const int element = k * tile.stride + u;
+    // Behind the last one, any row that no thread writes now.
+    k = j + 1 < work.count ? k + kDirection : k ^ 1;
+    ahead = factors_at(k, work.n0 + k);
+    const Reached<T> next(node, kOneWarp ? of_lane(node, neighbour) : rows.from[neighbour],
+                          factors);
+    node = next.sum;
+    if constexpr (kPass == Pass::kFromMiddle) {
+      const Extended<T> partner = tile.partner[element];
+      node = next.node_with(partner);
+      if (has_slot) tile.arcs[element] = next.posteriors(partner, normaliser);
+    }
+    if constexpr (kPass == Pass::kTowardsMiddle) {
+      if (has_slot) *stored = node;
+      stored += kDirection * work.cells;
+    }
+    if constexpr (!kOneWarp) {
+      if (has_slot) rows.to[u] = node;
+      __syncthreads();
+      rows.turn();
+    }
+  }
+  if constexpr (kOneWarp) {
+    if (has_slot) rows.from[u] = node;
+    __syncwarp();
+  }
+}
+
+template <bool kForward, Pass kPass, class T, bool kWound>
+__device__ __forceinline__ void take_steps_in_strips(const Trellis<T, kWound>& trellis,
+                                                     const Work<T>& work,
+                                                     const Normaliser<T>& normaliser,
+                                                     Rows<T>& rows) {
+  const Tile<T>& tile = work.tile;
+  Extended<T>* stored = work.stored;
+  for (int begin = 0; begin < work.count; begin += work.factor_fronts) {
+    const int count = smaller(work.factor_fronts, work.count - begin);
+    const int first = kForward ? begin : work.count - begin - count;
+    fill_factors<kForward>(trellis, work.n0 + first, count, tile.arcs + first * tile.stride,
+                           tile.stride, work.factors);
+    __syncthreads();
+    for (int j = 0; j < count; ++j) {
+      const int k = kForward ? j : count - 1 - j;
+      const Factors<T>* factors = work.factors + k * tile.stride;
+      const int row = (first + k) * tile.stride;
+      for (int u = int(threadIdx.x); u < trellis.slots; u += int(blockDim.x)) {
+        const int neighbour = kForward ? trellis.slot_before(u) : trellis.slot_after(u);
+        const Reached<T> next(rows.from[u], rows.from[neighbour], factors[u]);
+        Extended<T> node = next.sum;
+        if constexpr (kPass == Pass::kFromMiddle) {
+          const Extended<T> partner = tile.partner[row + u];
+          node = next.node_with(partner);
+          tile.arcs[row + u] = next.posteriors(partner, normaliser);
+        }
+        if constexpr (kPass == Pass::kTowardsMiddle) stored[u] = node;
+        rows.to[u] = node;
+      }
+      __syncthreads();
+      rows.turn();
+      stored += (kForward ? 1 : -1) * work.cells;
+    }
+  }
+}
+
+template <bool kForward, Pass kPass, Plan kPlan, class T, bool kWound>
+__device__ __forceinline__ void take_steps(const Trellis<T, kWound>& trellis, const Work<T>& work,
+                                           const Normaliser<T>& normaliser, Rows<T>& rows) {
+  if constexpr (kPlan == Plan::kSlots || kPlan == Plan::kWarp) {
+    take_steps_of_slots<kForward, kPass, kPlan == Plan::kWarp>(trellis, work, normaliser, rows);
+  } else {
+    take_steps_in_strips<kForward, kPass>(trellis, work, normaliser, rows);
+  }
+}
+
+}  // namespace jax_rnnt::cuda
