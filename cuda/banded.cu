@@ -137,10 +137,10 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, kPlan>, 1)
 
 template <class T>
 __global__ void __launch_bounds__(kMostSweepThreads<T, Plan::kSlots>, 1)
-    banded_score_kernel(const BandedLattice p, const BandedLayout layout, int tile_fronts) {
+    banded_score_kernel(const BandedLattice p, const BandedLayout layout, int stretch_fronts) {
   const int64_t b = blockIdx.x;
   score_of_block(trellis_of<T>(p, layout, b), layout.sweeps,
-                 static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells, tile_fronts,
+                 static_cast<T*>(p.workspace) + b * p.workspace_elements, p.cells, stretch_fronts,
                  static_cast<T*>(p.log_likelihood) + b);
 }
 
@@ -189,7 +189,7 @@ cudaError_t launch_all(const BandedLattice& p, const SweepLayout& sweep_layout,
                     layout);
     if (status != cudaSuccess) return status;
     return launch(banded_score_kernel<T>, Grid{p.batch, sweeps.threads}, stream, p, layout,
-                  sweep_layout.fronts);
+                  sweep_layout.stretch_fronts);
   }
   status = launch(banded_sweep_kernel<T, Pass::kTowardsMiddle, kPlan>, sweeps, stream, p,
                   sweep_layout, layout);

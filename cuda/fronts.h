@@ -17,21 +17,24 @@ __device__ __forceinline__ Exponent<T> largest_exponent(Exponent<T> of_thread) {
   return top == kNoExponent<T> ? 0 : top;  // a dead row
 }
 
-template <class T>
+template <bool kOneWarp, class T>
 __device__ __forceinline__ void copy_row(Extended<T>* to, const Extended<T>* from, int slots) {
-  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) to[u] = from[u];
+#pragma unroll 1
+  for (int u = int(threadIdx.x); u < slots; u += team_size<kOneWarp>()) to[u] = from[u];
 }
 
 // Mantissas to [1, 2), exponents relative to the largest of the row, which is returned.
 template <bool kOneWarp, class T>
 __device__ __forceinline__ Exponent<T> renormalise(Extended<T>* row, int slots) {
   Exponent<T> top = kNoExponent<T>;
-  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
+#pragma unroll 1
+  for (int u = int(threadIdx.x); u < slots; u += team_size<kOneWarp>()) {
     row[u] = normalised(row[u]);
     if (row[u].mantissa != T(0)) top = larger(top, row[u].exponent);
   }
   top = largest_exponent<kOneWarp, T>(top);
-  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
+#pragma unroll 1
+  for (int u = int(threadIdx.x); u < slots; u += team_size<kOneWarp>()) {
     row[u] = relative_to(row[u], top);
   }
   synchronise<kOneWarp>();
@@ -43,7 +46,8 @@ template <bool kOneWarp, class T>
 __device__ __forceinline__ Exponent<T> largest_of_front(const Extended<T>* x, const Extended<T>* y,
                                                         int slots) {
   Exponent<T> top = kNoExponent<T>;
-  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
+#pragma unroll 1
+  for (int u = int(threadIdx.x); u < slots; u += team_size<kOneWarp>()) {
     const Extended<T> product = multiply(x[u], y[u]);
     if (product.mantissa != T(0)) top = larger(top, product.exponent);
   }
@@ -56,7 +60,8 @@ __device__ __forceinline__ T sum_of_front(const Extended<T>* x, const Extended<T
                                           Exponent<T> exponent) {
   constexpr Exponent<T> kMost = Constants<T>::kExponentBias / 2;  // far more than rounding does
   T sum = 0;
-  for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
+#pragma unroll 1
+  for (int u = int(threadIdx.x); u < slots; u += team_size<kOneWarp>()) {
     const Extended<T> product = multiply(x[u], y[u]);
     // The exponent of a zero may lie above the largest of the others.
     sum += product.mantissa * exp2_int<T>(smaller(product.exponent - exponent, kMost));

@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, kPlan>, 1)
 // One block to a multiprocessor will do: asked for more, the compiler spills registers.
 template <class T>
 __global__ void __launch_bounds__(kMostSweepThreads<T, Plan::kSlots>, 1)
-    score_kernel(const Lattice p, const WorkspaceLayout workspace, int tile_fronts) {
+    score_kernel(const Lattice p, const WorkspaceLayout workspace, int stretch_fronts) {
   const int64_t b = blockIdx.x;
   score_of_block(trellis_of<T>(p, b), workspace_of<T>(p, workspace, b),
                  static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]),
-                 tile_fronts, static_cast<T*>(p.log_likelihood) + b);
+                 stretch_fronts, static_cast<T*>(p.log_likelihood) + b);
 }
 
 template <class T, Plan kPlan>
@@ -69,7 +69,7 @@ cudaError_t launch_sweeps(const Lattice& p, const SweepLayout& layout, cudaStrea
         launch(sweep_kernel<T, Pass::kScore, kPlan>, sweeps, stream, p, layout, workspace);
     if (status != cudaSuccess) return status;
     return launch(score_kernel<T>, Grid{p.batch, sweeps.threads}, stream, p, workspace,
-                  layout.fronts);
+                  layout.stretch_fronts);
   }
   const cudaError_t status =
       launch(sweep_kernel<T, Pass::kTowardsMiddle, kPlan>, sweeps, stream, p, layout, workspace);

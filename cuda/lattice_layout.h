@@ -5,8 +5,10 @@
 
 namespace jax_rnnt::cuda {
 
-// A tile of fronts is staged at a time; as many as fit into shared memory, up to this many.
-inline constexpr int kMostTileFronts = 16;
+// Nodes are renormalised after a stretch of fronts. A tile of fronts is staged at a time: as many
+// as fit into shared memory, up to a stretch, or some of them where one warp sweeps a narrow band.
+inline constexpr int kMostStretchFronts = 16;
+inline constexpr int kMostTileFronts = 64;
 inline constexpr int kFewestTileFronts = 2;
 // Where arcs become factors ahead of their use, those of as many fronts of a wide trellis at once;
 // of a narrow one, of a whole tile.
@@ -20,7 +22,7 @@ inline constexpr int64_t kStaticSharedBytes = 2048;  // of the reductions
 // Counted in elements of float or double. A number of extended exponent takes two, an offset (64
 // bits) two of either.
 struct WorkspaceLayout {
-  int64_t offsets;      // alpha's by tile, then beta's
+  int64_t offsets;      // alpha's by stretch, then beta's
   int64_t num_offsets;  // of each
   int64_t rows;         // alpha of the fronts up to the middle, then beta of those from there
   int64_t tiles;        // of both directions, where shared memory may be too small; else empty
@@ -30,7 +32,8 @@ struct WorkspaceLayout {
 
 // Memory of one direction's sweep, in elements of float or double.
 struct SweepLayout {
-  int fronts;         // of a tile
+  int fronts;  // of a tile
+  int stretch_fronts;
   int factor_fronts;  // whose factors there is room for
   int64_t stride;     // of a tile's rows, and of the factors'
   int64_t rows;       // two rows of nodes in turn, each with a dead border on both sides
@@ -53,6 +56,7 @@ JAX_RNNT_HOST_DEVICE inline SweepLayout sweep_layout(int64_t cells, int fronts,
                                                      bool wound) {
   SweepLayout layout{};
   layout.fronts = fronts;
+  layout.stretch_fronts = fronts < kMostStretchFronts ? fronts : kMostStretchFronts;
   const bool all_at_once = cells <= kNarrowCells || fronts < kFactorFronts;
   layout.factor_fronts = with_factors ? all_at_once ? fronts : kFactorFronts : 0;
   layout.stride = wound ? cells : round_up(cells + 1, 2);
@@ -84,7 +88,7 @@ JAX_RNNT_HOST_DEVICE inline WorkspaceLayout workspace_layout(int64_t frames, int
     return sweep_layout(widest, of_fronts, with_posteriors, true, false).total;
   };
   if (tiles_of(kFewestTileFronts) * element_bytes + kStaticSharedBytes > kLeastSharedBytes) {
-    layout.tile_elements = round_up(tiles_of(kMostTileFronts), 4);
+    layout.tile_elements = round_up(tiles_of(kMostStretchFronts), 4);
   }
   layout.total = layout.tiles + 2 * layout.tile_elements;
   return layout;

@@ -1,4 +1,4 @@
-// The steps of a sweep through one tile, from front to front.
+// The steps of a sweep through one stretch of fronts.
 #pragma once
 
 #include "fronts.h"
@@ -16,7 +16,8 @@ enum class Pass {
 // next arcs while it waits for the nodes that it needs now.
 enum class Plan {
   kSlots,     // a slot or none to each thread
-  kWarp,      // likewise, in blocks of one warp, which hands nodes from lane to lane
+  kWarp,      // likewise, in blocks of one warp, which hands nodes from lane to lane; as most lanes
+              // may have no slot, a tile's arcs become factors all at once
   kStrips,    // slots in turn; arcs become factors some fronts at a time
   kWorkspace  // likewise, with tiles in the workspace instead of shared memory
 };
@@ -51,7 +52,7 @@ struct SlotArcs {
 };
 
 // Factors of the arcs of `count` fronts from n on, the first of whose rows is `arcs`.
-template <bool kForward, class T>
+template <bool kForward, bool kOneWarp, class T>
 __device__ __forceinline__ void fill_factors(const Trellis<T>& trellis, int n, int count,
                                              const Arcs<T>* arcs, int stride, Factors<T>* factors) {
   for (int u = int(threadIdx.x); u < trellis.slots; u += int(blockDim.x)) {
@@ -62,11 +63,20 @@ __device__ __forceinline__ void fill_factors(const Trellis<T>& trellis, int n, i
   }
 }
 
-template <bool kForward, class T>
+template <bool kForward, bool kOneWarp, class T>
 __device__ __forceinline__ void fill_factors(const Trellis<T, true>& trellis, int, int count,
                                              const Arcs<T>* arcs, int, Factors<T>* factors) {
-  for (int i = int(threadIdx.x); i < count * trellis.slots; i += int(blockDim.x)) {
-    factors[i] = {exp_extended(arcs[i].blank), exp_extended(arcs[i].label)};
+  constexpr int kAtOnce = 4;  // read before any is written, so that they do not wait for each other
+  const int elements = count * trellis.slots, step = team_size<kOneWarp>();
+  for (int i = int(threadIdx.x); i < elements; i += kAtOnce * step) {
+    Arcs<T> read[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) read[j] = arcs[smaller(i + j * step, elements - 1)];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const Factors<T> both{exp_extended(read[j].blank), exp_extended(read[j].label)};
+      if (i + j * step < elements) factors[i + j * step] = both;
+    }
   }
 }
 
@@ -105,12 +115,12 @@ struct Rows {
   }
 };
 
-// What the steps through a tile work on.
+// What the steps through a stretch of a tile work on.
 template <class T>
 struct Work {
   int n0, count;  // fronts
   Tile<T> tile;
-  Factors<T>* factors;
+  Factors<T>* factors;  // of one warp: those of the stretch; else room for some
   int factor_fronts;
   Extended<T>* stored;  // where the nodes of the next front go
   int64_t cells;        // between stored rows
@@ -138,14 +148,11 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
       return SlotArcs<kForward, T>(trellis, u).factors(trellis, tile.arcs + k * tile.stride + u, n);
     }
   };
-  if constexpr (kOneWarp) {
-    fill_factors<kForward>(trellis, work.n0, work.count, tile.arcs, tile.stride, work.factors);
-    __syncwarp();
-  }
   int k = kForward ? 0 : work.count - 1;
   Extended<T>* stored = work.stored + u;
   Extended<T> node = rows.from[u];
   Factors<T> ahead = factors_at(k, work.n0 + k);
+#pragma unroll 2
   for (int j = 0; j < work.count; ++j) {
     const Factors<T> factors = ahead;
     const int element = k * tile.stride + u;
@@ -158,7 +165,8 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
     if constexpr (kPass == Pass::kFromMiddle) {
       const Extended<T> partner = tile.partner[element];
       node = next.node_with(partner);
-      if (has_slot) tile.arcs[element] = next.posteriors(partner, normaliser);
+      const Arcs<T> posteriors = next.posteriors(partner, normaliser);
+      if (has_slot) tile.arcs[element] = posteriors;
     }
     if constexpr (kPass == Pass::kTowardsMiddle) {
       if (has_slot) *stored = node;
@@ -186,8 +194,8 @@ __device__ __forceinline__ void take_steps_in_strips(const Trellis<T, kWound>& t
   for (int begin = 0; begin < work.count; begin += work.factor_fronts) {
     const int count = smaller(work.factor_fronts, work.count - begin);
     const int first = kForward ? begin : work.count - begin - count;
-    fill_factors<kForward>(trellis, work.n0 + first, count, tile.arcs + first * tile.stride,
-                           tile.stride, work.factors);
+    fill_factors<kForward, false>(trellis, work.n0 + first, count, tile.arcs + first * tile.stride,
+                                  tile.stride, work.factors);
     __syncthreads();
     for (int j = 0; j < count; ++j) {
       const int k = kForward ? j : count - 1 - j;

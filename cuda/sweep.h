@@ -6,7 +6,7 @@
 // other, half as many stored nodes, and no third pass.
 //
 // A posterior is alpha * arc * beta over the sum of alpha * beta of a whole front, taken anew at
-// every tile, whose few fronts' rounding is all that can disturb the posterior mass.
+// every stretch, whose few fronts' rounding is all that can disturb the posterior mass.
 #pragma once
 
 #include "steps.h"
@@ -37,10 +37,29 @@ __device__ __forceinline__ Store<T> store_in(T* workspace, const WorkspaceLayout
           reinterpret_cast<Extended<T>*>(workspace + layout.rows), cells, all_rows};
 }
 
-// Where the sweeps meet, a multiple of a tile's fronts; in tiles.
-__device__ __forceinline__ int middle_tile(int fronts, int tile_fronts) {
-  return fronts / 2 / tile_fronts;
+// Where the sweeps meet, in stretches.
+__device__ __forceinline__ int middle_stretch(int fronts, int stretch_fronts) {
+  return fronts / 2 / stretch_fronts;
 }
+
+// The stretches [first, end) of fronts that a sweep takes, in tiles of some of them.
+template <bool kForward>
+struct Course {
+  int first, end, in_tile;  // stretches
+  int stretch, fronts;      // fronts: of a stretch, and all
+
+  __device__ __forceinline__ int count_tiles() const {
+    return (end - first + in_tile - 1) / in_tile;
+  }
+  __device__ __forceinline__ int first_of_tile(int i) const {
+    return kForward ? first + i * in_tile : larger(end - (i + 1) * in_tile, first);
+  }
+  __device__ __forceinline__ int end_of_tile(int i) const {
+    return kForward ? smaller(first + (i + 1) * in_tile, end) : end - i * in_tile;
+  }
+  // The fronts up to a stretch.
+  __device__ __forceinline__ int front(int index) const { return smaller(index * stretch, fronts); }
+};
 
 // Returns false, having done nothing, where the loss turns out not to be finite.
 template <bool kForward, Pass kPass, Plan kPlan, class T, bool kWound>
@@ -48,34 +67,28 @@ __device__ __forceinline__ bool sweep(const Trellis<T, kWound>& trellis, const S
                                       const Store<T>& store, T* memory, T* log_likelihood) {
   constexpr bool kOneWarp = kPlan == Plan::kWarp, kShared = kPlan != Plan::kWorkspace;
   constexpr bool kTowards = kPass != Pass::kFromMiddle;
-  const int capacity = layout.fronts, fronts = trellis.fronts, slots = trellis.slots;
-  const int tiles = (fronts + capacity - 1) / capacity, middle = middle_tile(fronts, capacity);
-  const int first_tile = kTowards == kForward ? 0 : middle;
-  const int end_tile = kTowards == kForward ? middle : tiles;
-  const int count_tiles = end_tile - first_tile;
-  const Winding winding(slots);
-  const auto tile_index = [&](int i) { return kForward ? first_tile + i : end_tile - 1 - i; };
-  const auto fronts_of_tile = [&](int index) {
-    return smaller(capacity, fronts - index * capacity);
-  };
+  const int fronts = trellis.fronts, slots = trellis.slots, stretch = layout.stretch_fronts;
+  const int stretches = (fronts + stretch - 1) / stretch, middle = middle_stretch(fronts, stretch);
+  const Course<kForward> course{kTowards == kForward ? 0 : middle,
+                                kTowards == kForward ? middle : stretches, layout.fronts / stretch,
+                                stretch, fronts};
+  const int count_tiles = course.count_tiles();
+  const Winding<kOneWarp> winding(slots);
   const auto start = [&](int i) {
-    const int index = tile_index(i), n0 = index * capacity, count = fronts_of_tile(index);
+    const int n0 = course.front(course.first_of_tile(i));
+    const int count = course.front(course.end_of_tile(i)) - n0;
     const Tile<T> tile = tile_at(memory, layout, i % 2);
-    start_arcs<kForward, kShared>(trellis, n0, count, capacity, tile, winding);
+    start_arcs<kForward, kShared>(trellis, n0, count, layout.fronts, tile, winding);
     if constexpr (!kTowards) {
-      start_partner<kShared>(kForward ? store.beta(n0 + 1) : store.alpha(n0), store.cells, slots,
-                             count, tile);
+      start_partner<kWound, kShared>(kForward ? store.beta(n0 + 1) : store.alpha(n0), store.cells,
+                                     slots, count, tile, winding);
     }
-  };
-  // The partner's nodes at a tile's end, which are those at the next one's beginning.
-  const auto last_partner = [&](const Tile<T>& tile, int count) {
-    return tile.partner + (kForward ? count - 1 : 0) * tile.stride;
   };
 
   Extended<T>* const borders = reinterpret_cast<Extended<T>*>(memory + layout.rows);
   Rows<T> rows{borders + 1, borders + 1 + layout.row_elements / 2};
   int64_t* const offsets = kForward ? store.alpha_offsets : store.beta_offsets;
-  constexpr int kBehind = kForward ? 1 : 0;  // index of the offset behind a tile, less the tile's
+  constexpr int kBehind = kForward ? 1 : 0;  // index of the offset behind a stretch, less its own
   const int64_t* const partner_offsets = kForward ? store.beta_offsets : store.alpha_offsets;
   int64_t offset = 0, partner_offset = 0, next_partner_offset = 0;
   Likelihood<T> likelihood{};
@@ -85,14 +98,15 @@ __device__ __forceinline__ bool sweep(const Trellis<T, kWound>& trellis, const S
   if constexpr (kTowards) {
     const int n = kForward ? 0 : fronts;
     const int single = kForward ? trellis.first_node : trellis.last_node;
+#pragma unroll 1
     for (int u = int(threadIdx.x); u < slots; u += int(blockDim.x)) {
       rows.from[u] = u == single ? Extended<T>{T(1), 0} : dead<T>();
     }
-    copy_row(kForward ? store.alpha(n) : store.beta(n), rows.from, slots);
-    if (threadIdx.x == 0) offsets[kForward ? 0 : tiles] = 0;
+    copy_row<kOneWarp>(kForward ? store.alpha(n) : store.beta(n), rows.from, slots);
+    if (threadIdx.x == 0) offsets[kForward ? 0 : stretches] = 0;
   } else {
-    const int n = middle * capacity;
-    copy_row(rows.from, kForward ? store.alpha(n) : store.beta(n), slots);
+    const int n = middle * stretch;
+    copy_row<kOneWarp>(rows.from, kForward ? store.alpha(n) : store.beta(n), slots);
     likelihood =
         likelihood_of_front<kOneWarp>(rows.from, kForward ? store.beta(n) : store.alpha(n), slots);
     const T log_likelihood_here =
@@ -106,41 +120,58 @@ __device__ __forceinline__ bool sweep(const Trellis<T, kWound>& trellis, const S
 
   if (count_tiles > 0) start(0);
   __pipeline_commit();
-  if (!kTowards && count_tiles > 0) next_partner_offset = partner_offsets[tile_index(0) + kBehind];
+  int index = kForward ? course.first : course.end - 1;
+  if (!kTowards && count_tiles > 0) next_partner_offset = partner_offsets[index + kBehind];
   for (int i = 0; i < count_tiles; ++i) {
-    // From the offset of the partner's nodes in the likelihood to that of its nodes in this tile.
-    const int64_t partner_change = next_partner_offset - partner_offset;
-    partner_offset = next_partner_offset;
-    if (i + 1 < count_tiles) {
-      start(i + 1);
-      if (!kTowards) next_partner_offset = partner_offsets[tile_index(i + 1) + kBehind];
-    }
+    if (i + 1 < count_tiles) start(i + 1);
     __pipeline_commit();
     __pipeline_wait_prior(1);
     synchronise<kOneWarp>();
-    const int index = tile_index(i), n0 = index * capacity, count = fronts_of_tile(index);
-    const int next = kForward ? n0 + count : n0;
-    const Work<T> work{n0,
-                       count,
-                       tile_at(memory, layout, i % 2),
-                       reinterpret_cast<Factors<T>*>(memory + layout.factors),
-                       layout.factor_fronts,
-                       kForward ? store.alpha(n0 + 1) : store.beta(n0 + count - 1),
-                       store.cells};
-    take_steps<kForward, kPass, kPlan>(trellis, work, Normaliser<T>(likelihood, partner_change),
-                                       rows);
-    const Exponent<T> top = renormalise<kOneWarp>(rows.from, slots);
-    offset += int64_t(top);
-    if constexpr (kTowards) {
-      if (kPass == Pass::kTowardsMiddle || i + 1 == count_tiles) {
-        copy_row(kForward ? store.alpha(next) : store.beta(next), rows.from, slots);
+    const Tile<T> tile = tile_at(memory, layout, i % 2);
+    Factors<T>* const factors = reinterpret_cast<Factors<T>*>(memory + layout.factors);
+    const int first = course.first_of_tile(i), n0 = course.front(first);
+    const int count = course.front(course.end_of_tile(i)) - n0;
+    if constexpr (kOneWarp) {
+      fill_factors<kForward, kOneWarp>(trellis, n0, count, tile.arcs, tile.stride, factors);
+      synchronise<kOneWarp>();
+    }
+    for (int j = course.end_of_tile(i) - first; j > 0; --j) {
+      const int begin = course.front(index), end = course.front(index + 1);
+      const Work<T> work{begin,
+                         end - begin,
+                         tile.from(begin - n0),
+                         kOneWarp ? factors + (begin - n0) * tile.stride : factors,
+                         layout.factor_fronts,
+                         kForward ? store.alpha(begin + 1) : store.beta(end - 1),
+                         store.cells};
+      // From the offset of the partner's nodes in the likelihood to that of its nodes here.
+      const int64_t partner_change = next_partner_offset - partner_offset;
+      partner_offset = next_partner_offset;
+      const int next = kForward ? index + 1 : index - 1;
+      if (!kTowards && course.first <= next && next < course.end) {
+        next_partner_offset = partner_offsets[next + kBehind];
       }
-      if (threadIdx.x == 0) offsets[index + kBehind] = offset;
-    } else {
-      likelihood.move(int64_t(top) + partner_change);
-      likelihood.mantissa = sum_of_front<kOneWarp>(rows.from, last_partner(work.tile, count), slots,
-                                                   likelihood.exponent);
-      drain_tile<kForward>(trellis, n0, count, capacity, work.tile, winding);
+      take_steps<kForward, kPass, kPlan>(trellis, work, Normaliser<T>(likelihood, partner_change),
+                                         rows);
+      const Exponent<T> top = renormalise<kOneWarp>(rows.from, slots);
+      offset += int64_t(top);
+      if constexpr (kTowards) {
+        if (kPass == Pass::kTowardsMiddle || next < course.first || next >= course.end) {
+          copy_row<kOneWarp>(kForward ? store.alpha(end) : store.beta(begin), rows.from, slots);
+        }
+        if (threadIdx.x == 0) offsets[index + kBehind] = offset;
+      } else {
+        likelihood.move(int64_t(top) + partner_change);
+        // The partner's nodes at this end of the stretch.
+        const Extended<T>* partner =
+            work.tile.partner + (kForward ? work.count - 1 : 0) * tile.stride;
+        likelihood.mantissa =
+            sum_of_front<kOneWarp>(rows.from, partner, slots, likelihood.exponent);
+      }
+      index = next;
+    }
+    if constexpr (!kTowards) {
+      drain_tile<kForward>(trellis, n0, count, layout.fronts, tile, winding);
       synchronise<kOneWarp>();  // before the next tile but one is copied here
     }
   }
@@ -173,12 +204,12 @@ __device__ __forceinline__ bool sweep_of_block(const Trellis<T, kWound>& trellis
 template <class T, bool kWound>
 __device__ __forceinline__ void score_of_block(const Trellis<T, kWound>& trellis,
                                                const WorkspaceLayout& workspace_layout,
-                                               T* workspace, int64_t cells, int tile_fronts,
+                                               T* workspace, int64_t cells, int stretch_fronts,
                                                T* log_likelihood) {
   T result = trellis.trivial_log_likelihood;
   if (trellis.has_paths()) {
     const Store<T> store = store_in(workspace, workspace_layout, cells, false);
-    const int middle = middle_tile(trellis.fronts, tile_fronts);
+    const int middle = middle_stretch(trellis.fronts, stretch_fronts);
     result = likelihood_of_front<false>(store.alpha(0), store.beta(0), trellis.slots)
                  .log(store.alpha_offsets[middle] + store.beta_offsets[middle]);
   }

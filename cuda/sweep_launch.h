@@ -14,6 +14,9 @@ inline constexpr int kMostSweepThreads = kPlan == Plan::kWarp                   
                                          : sizeof(T) == 4 && kPlan != Plan::kWorkspace ? 1024
                                                                                        : 512;
 
+// Of one multiprocessor, on any device.
+inline constexpr int64_t kMostBlocksAtOnce = 32;
+
 struct SweepShape {
   Plan plan;
   SweepLayout layout;
@@ -25,8 +28,8 @@ Plan sweep_plan(int64_t cells, bool wound) {
   return cells <= kMostSweepThreads<T, Plan::kSlots> ? Plan::kSlots : Plan::kStrips;
 }
 
-// The largest tile that fits as often as there are blocks to a multiprocessor, or else once; in the
-// workspace, where even the smallest does not.
+// The largest tile with which all blocks run at once, or as many of them as tiles that are not much
+// smaller allow; in the workspace, where even the smallest does not fit.
 template <class T>
 cudaError_t choose_sweep(int64_t batch, int64_t cells, bool with_posteriors, bool wound,
                          SweepShape& shape) {
@@ -41,17 +44,19 @@ cudaError_t choose_sweep(int64_t batch, int64_t cells, bool with_posteriors, boo
   get(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
   if (status != cudaSuccess) return status;
   shape.plan = sweep_plan<T>(cells, wound);
+  const int most_fronts = shape.plan == Plan::kWarp ? kMostTileFronts : kMostStretchFronts;
   const bool with_factors = shape.plan != Plan::kSlots;
   const int64_t blocks = (2 * batch + multiprocessors - 1) / multiprocessors;
-  for (const int64_t bytes :
-       {std::min<int64_t>(most_bytes, bytes_of_all / blocks - reserved), int64_t(most_bytes)}) {
-    for (int fronts = kMostTileFronts; fronts >= kFewestTileFronts; fronts /= 2) {
+  for (int64_t at_once = std::min<int64_t>(blocks, kMostBlocksAtOnce); at_once > 0; --at_once) {
+    const int64_t bytes = std::min<int64_t>(most_bytes, bytes_of_all / at_once - reserved);
+    const int fewest_fronts = at_once > 1 ? kMostStretchFronts / 2 : kFewestTileFronts;
+    for (int fronts = most_fronts; fronts >= fewest_fronts; fronts /= 2) {
       shape.layout = sweep_layout(cells, fronts, with_posteriors, with_factors, wound);
       if (shape.layout.total * int64_t(sizeof(T)) + kStaticSharedBytes <= bytes) return status;
     }
   }
   shape.plan = Plan::kWorkspace;
-  shape.layout = sweep_layout(cells, kMostTileFronts, with_posteriors, true, wound);
+  shape.layout = sweep_layout(cells, kMostStretchFronts, with_posteriors, true, wound);
   return status;
 }
 

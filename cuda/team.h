@@ -7,6 +7,11 @@
 namespace jax_rnnt::cuda {
 
 template <bool kOneWarp>
+__device__ __forceinline__ int team_size() {
+  return kOneWarp ? kWarp : int(blockDim.x);
+}
+
+template <bool kOneWarp>
 __device__ __forceinline__ void synchronise() {
   if constexpr (kOneWarp) {
     __syncwarp();
