@@ -100,19 +100,22 @@ __device__ __forceinline__ Likelihood<T> likelihood_of_front(const Extended<T>* 
 // What turns a product alpha * arc * beta into a posterior.
 template <class T>
 struct Normaliser {
+  // What is below this floor, on one side, is 0 with any arc; above it, sums do not overflow.
+  static constexpr int64_t kFloor = -(int64_t{1} << 26);
+  static constexpr int64_t kMostGrowth = int64_t(~kNoExponent<T>) + kFloor;
+
   Exponent<T> exponent;
   T scale;
 
   // `growth`: of the partner's offset, since the front that the likelihood has been taken from.
   __device__ __forceinline__ Normaliser(const Likelihood<T>& likelihood, int64_t growth)
-      : exponent(Exponent<T>(growth - int64_t(likelihood.exponent))),
+      : exponent(Exponent<T>(
+            larger(smaller(growth - int64_t(likelihood.exponent), kMostGrowth), 8 * kFloor))),
         scale(likelihood.mantissa > T(0) ? 1 / likelihood.mantissa : T(0)) {}
 
   // The partner's part of a product.
   __device__ __forceinline__ Extended<T> scaled(Extended<T> partner) const {
-    // What is below this floor is 0 with any arc; above it, sums do not overflow.
-    constexpr Exponent<T> kFloor = -(Exponent<T>(1) << 26);
-    return {partner.mantissa * scale, larger(partner.exponent + exponent, kFloor)};
+    return {partner.mantissa * scale, larger(partner.exponent + exponent, Exponent<T>(kFloor))};
   }
 
   __device__ __forceinline__ T posterior(Extended<T> scaled_partner, Extended<T> rest) const {
