@@ -178,7 +178,6 @@ def _loss(
 
 
 def _loss_fwd(options, variables, constants, encoder, predictor, rest, mask):
-    variables, constants = jax.tree.map(replicated, (variables, constants))
     operands = variables, constants, encoder, predictor, rest
     blank, label, denominators = joint_arcs(options, *operands)
     label = only_allowed(label, mask)

@@ -18,6 +18,7 @@ from ._native.jax_versions import (
     explicit_sharding,
     without_mesh,
 )
+from ._native.primitive import HIGHER_DERIVATIVES
 
 _Results = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]  # by utterance, and sums
 
@@ -129,6 +130,7 @@ def per_shard(
             axis_names=set(of.mesh.explicit_axes),
             check_vma=False,
         )
+        # Outside of jit, JAX has no shard_map over some of a mesh's axes.
         return jax.jit(manual)(*map(jax.sharding.reshard, args, shardings))
 
     mapped = custom_vmap(on_any_mesh)
@@ -171,8 +173,7 @@ def per_shard(
     @undifferentiated.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         raise NotImplementedError(
-            "this loss has first derivatives in reverse mode only. rnnt_loss, rnnt_loss_from_arcs "
-            "and rnnt_loss_pruned have higher ones with implementation='xla'."
+            f"this loss has first derivatives in reverse mode only. {HIGHER_DERIVATIVES}"
         )
 
     by_utterance, sums = undifferentiated(*operands, *shared)

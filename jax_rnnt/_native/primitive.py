@@ -19,6 +19,12 @@ from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 # A core type is the shape (without batch dimensions) and dtype of an output.
 CoreType = tuple[tuple[int, ...], Any]
 
+HIGHER_DERIVATIVES = (
+    "rnnt_loss, rnnt_loss_from_arcs and rnnt_loss_pruned have higher ones with "
+    "implementation='xla'."
+)
+"""What errors say of derivatives that there are not."""
+
 
 def native_primitive(
     target: str,
@@ -125,8 +131,7 @@ def native_primitive(
     def jvp(primals, tangents, **params):
         raise NotImplementedError(
             f"{target} cannot be differentiated by itself: native losses have first derivatives in "
-            "reverse mode only. rnnt_loss, rnnt_loss_from_arcs and rnnt_loss_pruned have higher "
-            "ones with implementation='xla'."
+            f"reverse mode only. {HIGHER_DERIVATIVES}"
         )
 
     batching.primitive_batchers[primitive] = batch
