@@ -229,6 +229,7 @@ def overhead(results: Results) -> str:
 
 
 LONG_MILLISECONDS = 5.0
+"""Of a call on one thread that a second one is to make faster."""
 
 
 def threads(results: Results) -> str:

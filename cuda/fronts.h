@@ -1,4 +1,4 @@
-// What is done with the nodes of a whole front, once a tile: renormalised, and alpha and beta
+// What is done with the nodes of a whole front, once a stretch: renormalised, and alpha and beta
 // brought together for the likelihood, on which the posteriors depend.
 #pragma once
 

@@ -20,7 +20,7 @@ __device__ __forceinline__ void synchronise() {
   }
 }
 
-// Combines a value of each thread in a fixed order; all of them get the result. Each `Combine` has
+// Combines a value of each thread in a fixed order; all of them get the result. Each `OfWarp` has
 // its own memory, written again only after another barrier.
 template <bool kOneWarp, class T, class OfWarp>
 __device__ __forceinline__ T reduce_team(T value, T identity, OfWarp of_warp) {

@@ -110,7 +110,9 @@ def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str
             f"{name}.astype(jnp.int32)."
         )
     if tuple(array.shape) != tuple(shape):
-        positions = ", which have U+1 label positions" if "U" in letters else ""
+        # Where U is that of the scores, and not, as of a band and of packed rows, of the labels.
+        differs = letters.endswith("U)") and array.shape[-1:] != tuple(shape[-1:])
+        positions = ", which have U+1 label positions" if differs else ""
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
             f"shape of the scores{positions}."

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "cuda").glob("*.cu"))
 EMULATION = ROOT / "tests" / "cuda_emulation"
 HOPPER = "90"
-# Double precision, and sweeps of utterances too long for shared memory.
+# Double precision, and sweeps of utterances too wide for shared memory, Plan::kWorkspace.
 SELDOM_RUN = re.compile(r"double|sweep_kernel<.*Plan\)3>")
 
 
