@@ -33,12 +33,13 @@ Plan sweep_plan(int64_t cells, bool wound) {
 template <class T>
 cudaError_t choose_sweep(int64_t batch, int64_t cells, bool with_posteriors, bool wound,
                          SweepShape& shape) {
-  int device = 0, most_bytes = 0, bytes_of_all = 0, multiprocessors = 0, reserved = 0;
-  cudaError_t status = cudaGetDevice(&device);
+  int64_t most_bytes = 0;
+  int device = 0, bytes_of_all = 0, multiprocessors = 0, reserved = 0;
+  cudaError_t status = most_shared_bytes(most_bytes);
+  if (status == cudaSuccess) status = cudaGetDevice(&device);
   const auto get = [&](int& value, cudaDeviceAttr attribute) {
     if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
   };
-  get(most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   get(bytes_of_all, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   get(multiprocessors, cudaDevAttrMultiProcessorCount);
   get(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
@@ -48,11 +49,12 @@ cudaError_t choose_sweep(int64_t batch, int64_t cells, bool with_posteriors, boo
   const bool with_factors = shape.plan != Plan::kSlots;
   const int64_t blocks = (2 * batch + multiprocessors - 1) / multiprocessors;
   for (int64_t at_once = std::min<int64_t>(blocks, kMostBlocksAtOnce); at_once > 0; --at_once) {
-    const int64_t bytes = std::min<int64_t>(most_bytes, bytes_of_all / at_once - reserved);
+    const int64_t share = bytes_of_all / at_once - reserved - kStaticSharedBytes;
+    const int64_t bytes = std::min(most_bytes, share);
     const int fewest_fronts = at_once > 1 ? kMostStretchFronts / 2 : kFewestTileFronts;
     for (int fronts = most_fronts; fronts >= fewest_fronts; fronts /= 2) {
       shape.layout = sweep_layout(cells, fronts, with_posteriors, with_factors, wound);
-      if (shape.layout.total * int64_t(sizeof(T)) + kStaticSharedBytes <= bytes) return status;
+      if (shape.layout.total * int64_t(sizeof(T)) <= bytes) return status;
     }
   }
   shape.plan = Plan::kWorkspace;
