@@ -18,6 +18,8 @@ EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices) -k "not xla"
+RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.py test_alignment.py \
+              test_pruning.py test_in_place.py test_packed_alignment.py) -k "not xla"
 
 # For the GPU that is there; a list such as 80;90 for others.
 CUDA_ARCHITECTURES ?= native
@@ -42,12 +44,15 @@ test: test-cpu test-emulated
 test-cpu: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal tests
 
-# The CUDA kernels, compiled for the CPU: on the test-suite, and with sanitizers on a part of it.
+# The CUDA kernels, compiled for the CPU: on the test-suite, and on parts of it with sanitizers and
+# looking for races.
 test-emulated: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal --backend=cuda-emulated $(EMULATED_TESTS)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 JAX_RNNT_EMULATION_SANITIZE=1 \
+	  ASAN_OPTIONS=detect_leaks=0 JAX_RNNT_EMULATION_KIND=sanitized \
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(SANITIZED_TESTS)
+	JAX_RNNT_EMULATION_KIND=races \
+	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(RACE_TESTS)
 
 demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)

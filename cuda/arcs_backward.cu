@@ -1,8 +1,8 @@
 // Arc weights to the gradient of the scores: each logit is read once, each gradient written once.
 //
 // The gradient may be in the memory of the logits: each element is written by the lane that has
-// read it. What a lane reads beside its own elements may be overwritten by then, and is of no use
-// to it. No load of logits may be a non-coherent one (`__ldg`).
+// read it, when all lanes have what they read beside their own elements. No load of logits may be a
+// non-coherent one (`__ldg`).
 #include "kernels.h"
 #include "launch.h"
 #include "rows.h"
@@ -166,11 +166,11 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   of.label_id = has_label ? label_id : -1;
   of.clamp = clamp;
   of.cotangent = static_cast<const T*>(p.cotangents)[cell.batch];
-  // In place, another lane may have written over these: then this is not the lane that uses them.
   narrow(T(0), of.blank_score);
   of.label_score = of.blank_score;
   if (of.scale != 0 || (of.hat && !dead)) of.blank_score = row[p.blank_id];
   if (of.scale != 0 && has_label) of.label_score = row[label_id];
+  __syncwarp();  // in place, other lanes write over these
 
   if (of.scale != 0) {
     write_row<kGroup>(row, gradient, int(p.classes), lane, of);

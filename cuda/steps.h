@@ -151,7 +151,10 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
   int k = kForward ? 0 : work.count - 1;
   Extended<T>* stored = work.stored + u;
   Extended<T> node = rows.from[u];
-  Factors<T> ahead = factors_at(k, work.n0 + k);
+  Factors<T> ahead{dead<T>(), dead<T>()};
+  if (kOneWarp || has_slot) ahead = factors_at(k, work.n0 + k);
+  // Constrained label arcs are read by two threads: both before one writes there, as in every step.
+  if (!kOneWarp && kPass == Pass::kFromMiddle && trellis.constrained) __syncthreads();
 #pragma unroll 2
   for (int j = 0; j < work.count; ++j) {
     const Factors<T> factors = ahead;
@@ -179,8 +182,9 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
     }
   }
   if constexpr (kOneWarp) {
-    if (has_slot) rows.from[u] = node;
+    if (has_slot) rows.to[u] = node;
     __syncwarp();
+    rows.turn();
   }
 }
 

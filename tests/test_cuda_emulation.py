@@ -12,9 +12,9 @@ from cuda_emulation import build
 pytestmark = pytest.mark.cpu_only("a tool of the tests without a GPU")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "sanitized"])
+@pytest.fixture(scope="module", params=build.KINDS)
 def programs(request: pytest.FixtureRequest) -> Path:
-    return build.build(sanitize=request.param)
+    return build.build(request.param)
 
 
 def run(program: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +78,7 @@ def test_mistakes(programs: Path, mistake: str) -> None:
 def test_shared_memory_bounds(programs: Path, where: str) -> None:
     """Found with AddressSanitizer when it happens, otherwise when the block ends."""
     done = run(programs / "misuse", f"write {where}")
-    sanitized = programs.name.endswith("sanitize")
+    sanitized = programs.name.endswith("sanitized")
     expected = "heap-buffer-overflow" if sanitized else "outside of its dynamic shared memory"
     assert done.returncode != 0 and expected in done.stderr and "write_shared" in done.stderr
 
@@ -86,5 +86,35 @@ def test_shared_memory_bounds(programs: Path, where: str) -> None:
 @pytest.mark.parametrize("mistake", ["write behind global", "read before global"])
 def test_global_memory_bounds(mistake: str) -> None:
     """Only AddressSanitizer finds these."""
-    done = run(build.build(sanitize=True) / "misuse", mistake)
+    done = run(build.build("sanitized") / "misuse", mistake)
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
+
+
+# In any order of threads, parts of what is said of the two accesses.
+RACES = {
+    "race in block": ("shared memory", "pass_on_in_block"),
+    "race in warp": ("shared memory", "pass_on_in_warp"),
+    "race with reader": ("thread 0 of block 0", "global memory", "write_what_others_read"),
+    "race with block": ("thread 0 of block 1", "of block 0", "global memory"),
+    "race with copy": ("shared memory", "write_behind_copy"),
+    "race of counts": ("global memory", "misuse.cu", "count_without_atomics"),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("mistake", RACES)
+def test_races(mistake: str, seed: int) -> None:
+    done = run(build.build("races") / "misuse", mistake, JAX_RNNT_EMULATION_SHUFFLE=str(seed))
+    assert done.returncode != 0 and "cuda emulation: race" in done.stderr
+    for text in RACES[mistake]:
+        assert text in done.stderr
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "kernel", ["barrier in block", "barrier in warp", "barrier for reader", "atomic counts"]
+)
+def test_no_races(kernel: str, seed: int) -> None:
+    """Barriers and atomic operations are respected."""
+    done = run(build.build("races") / "misuse", kernel, JAX_RNNT_EMULATION_SHUFFLE=str(seed))
+    assert done.returncode == 0 and "no mistake was found" in done.stdout, done.stderr

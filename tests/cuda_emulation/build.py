@@ -1,6 +1,6 @@
 """Builds device code for the CPU, and lets jax run it in place of the CPU kernels.
 
-`python tests/cuda_emulation/build.py [--sanitize]` builds and prints the directory.
+`python tests/cuda_emulation/build.py [--kind KIND]` builds and prints the directory.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args
 
 import jax
 
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "cuda_emulation"
+Kind = Literal["plain", "sanitized", "races"]
+"""`"sanitized"`: with AddressSanitizer and UBSan; `"races"`: every access is looked at."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 SUFFIXES = {".cc", ".h", ".cu", ".cuh", ".txt"}
 
 
@@ -33,10 +38,10 @@ def _tool(name: str) -> str:
     return found
 
 
-def _fingerprint(sanitize: bool) -> str:
+def _fingerprint(kind: Kind) -> str:
     """Changes with whatever the build depends on."""
     digest = hashlib.sha256()
-    for name in (sys.executable, jax.__version__, os.environ.get("CXX", ""), str(sanitize)):
+    for name in (sys.executable, jax.__version__, os.environ.get("CXX", ""), kind):
         digest.update(name.encode() + b"\0")
     for folder in (HERE, ROOT / "cuda", ROOT / "cpp"):
         for path in sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES):
@@ -44,12 +49,12 @@ def _fingerprint(sanitize: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(sanitize: bool = False) -> Path:
+def build(kind: Kind = "plain") -> Path:
     """The directory with the programs and the module, built unless an equal build is there.
 
     Processes that ask at the same time wait for the one that builds.
     """
-    directory = CACHE / (_fingerprint(sanitize) + ("-sanitize" if sanitize else ""))
+    directory = CACHE / f"{_fingerprint(kind)}-{kind}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -59,7 +64,8 @@ def build(sanitize: bool = False) -> Path:
             configure += [
                 f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
                 f"-DPython_EXECUTABLE={sys.executable}",
-                f"-DEMULATION_SANITIZE={'ON' if sanitize else 'OFF'}",
+                f"-DEMULATION_SANITIZE={'ON' if kind == 'sanitized' else 'OFF'}",
+                f"-DEMULATION_RACES={'ON' if kind == 'races' else 'OFF'}",
             ]
             for command in (configure, [cmake, "--build", str(directory)]):
                 done = subprocess.run(command, capture_output=True, text=True)
@@ -70,7 +76,7 @@ def build(sanitize: bool = False) -> Path:
 
 
 def sanitizer_environment() -> dict[str, str]:
-    """What a Python process needs in its environment to load a module built with `sanitize`."""
+    """What a Python process needs in its environment to load the sanitized module."""
     compiler = os.environ.get("CXX", "g++")
     libraries = [
         subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
@@ -80,12 +86,12 @@ def sanitizer_environment() -> dict[str, str]:
     return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-def load(sanitize: bool = False) -> ModuleType:
+def load(kind: Kind = "plain") -> ModuleType:
     """The module `_cuda_emulated`."""
     name = "_cuda_emulated"
     if name in sys.modules:
         return sys.modules[name]
-    (path,) = build(sanitize).glob(name + ".*.so")
+    (path,) = build(kind).glob(name + ".*.so")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -97,16 +103,19 @@ def load(sanitize: bool = False) -> ModuleType:
 def install() -> ModuleType:
     """Makes jax_rnnt, which must not have been imported yet, run the emulated kernels on CPU.
 
-    JAX_RNNT_EMULATION_SANITIZE=1 chooses the build with sanitizers; see `sanitizer_environment`.
+    JAX_RNNT_EMULATION_KIND chooses the build; for sanitizers, see `sanitizer_environment`.
     """
     if "jax_rnnt" in sys.modules:
         raise RuntimeError("jax_rnnt has already registered its CPU kernels")
-    module = load(sanitize=os.environ.get("JAX_RNNT_EMULATION_SANITIZE", "0") == "1")
+    kind = os.environ.get("JAX_RNNT_EMULATION_KIND", "plain")
+    if kind not in KINDS:
+        raise ValueError(f"JAX_RNNT_EMULATION_KIND is {kind!r}, must be one of {KINDS}")
+    module = load(kind)
     sys.modules["jax_rnnt._native._cpu"] = module
     return module
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sanitize", action="store_true", help="AddressSanitizer and UBSan")
-    print(build(parser.parse_args().sanitize))
+    parser.add_argument("--kind", choices=KINDS, default="plain")
+    print(build(parser.parse_args().kind))

@@ -76,10 +76,56 @@ __global__ void uninitialized_shared(int* result) {
   result[threadIdx.x] = isnan(value);
 }
 
+__global__ void pass_on_in_block(int* result, bool barrier) {
+  int* values = dynamic_shared<int>();
+  values[threadIdx.x] = 1;
+  if (barrier) __syncthreads();
+  result[threadIdx.x] = values[(threadIdx.x + 32) % blockDim.x];
+}
+
+__global__ void pass_on_in_warp(int* result, bool barrier) {
+  __shared__ int values[32];
+  values[threadIdx.x] = int(threadIdx.x);
+  const int lane = __shfl_xor_sync(~0u, values[threadIdx.x], 1);
+  if (barrier) __syncwarp();
+  result[32 * blockIdx.x + threadIdx.x] = values[lane];
+}
+
+// Whoever reads last, an earlier one has not been waited for.
+__global__ void write_what_others_read(int* result, bool barrier) {
+  result[1 + blockDim.x * blockIdx.x + threadIdx.x] = result[0];
+  if (barrier) __syncthreads();
+  if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0) result[0] = 1;
+}
+
+__global__ void write_behind_copy(int* result) {
+  int* values = dynamic_shared<int>();
+  __pipeline_memcpy_async(values + threadIdx.x, result + threadIdx.x, sizeof(int));
+  __pipeline_commit();
+  __syncthreads();
+  values[(threadIdx.x + 1) % blockDim.x] = 2;
+  __pipeline_wait_prior(0);
+}
+
+__global__ void count_without_atomics(int* result, bool atomic) {
+  if (atomic) {
+    atomicAdd(result, 1);
+  } else {
+    ++*result;
+  }
+}
+
 template <class... Parameters, class... Arguments>
 void with_result(void (*kernel)(int*, Parameters...), Arguments... arguments) {
   const Buffer<int> result(64);
   launch(kernel, 1, 64, 0, result.data(), arguments...);
+}
+
+template <class... Parameters, class... Arguments>
+void pass_on(void (*kernel)(int*, Parameters...), int blocks, int threads, Arguments... arguments) {
+  const Buffer<int> result(std::vector<int>(128));
+  const size_t shared = 64 * sizeof(int);
+  check_success(launch(kernel, blocks, threads, shared, result.data(), arguments...));
 }
 
 const Test kTests[] = {
@@ -99,6 +145,16 @@ const Test kTests[] = {
     {"misaligned load", [] { with_result(misaligned_load); }},
     {"misaligned copy", [] { with_result(misaligned_copy); }},
     {"false assumption", [] { with_result(false_assumption, 6); }},
+    {"race in block", [] { pass_on(pass_on_in_block, 1, 64, false); }},
+    {"barrier in block", [] { pass_on(pass_on_in_block, 1, 64, true); }},
+    {"race in warp", [] { pass_on(pass_on_in_warp, 2, 32, false); }},
+    {"barrier in warp", [] { pass_on(pass_on_in_warp, 2, 32, true); }},
+    {"race with reader", [] { pass_on(write_what_others_read, 1, 64, false); }},
+    {"barrier for reader", [] { pass_on(write_what_others_read, 1, 64, true); }},
+    {"race with block", [] { pass_on(write_what_others_read, 2, 16, true); }},
+    {"race with copy", [] { pass_on(write_behind_copy, 1, 64); }},
+    {"race of counts", [] { pass_on(count_without_atomics, 2, 32, false); }},
+    {"atomic counts", [] { pass_on(count_without_atomics, 2, 32, true); }},
 };
 
 }  // namespace

@@ -214,7 +214,7 @@ __global__ void atomics_kernel(Counters* counters) {
   atomicMax(&counters->greatest, i);
   atomicMin(&counters->least, i);
   atomicExch(&counters->exchanged, 17);
-  for (int old = counters->swapped;;) {
+  for (int old = 0;;) {
     const int seen = atomicCAS(&counters->swapped, old, old + 2);
     if (seen == old) break;
     old = seen;
@@ -301,11 +301,11 @@ void test_order() {
 __global__ void barriers_kernel(int n, int* result) {
   int sum = 0;
   for (int i = 0; i < n; ++i) sum += __syncthreads_or(i == static_cast<int>(threadIdx.x));
-  result[threadIdx.x] = sum;
+  result[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 
 void test_speed() {
-  const Buffer<int> result(128);
+  const Buffer<int> result(10 * 128);
   check_success(launch(barriers_kernel, 1, 128, 0, 1, result.data()));
   const auto begin = std::chrono::steady_clock::now();
   check_success(launch(barriers_kernel, 10, 128, 0, 100, result.data()));

@@ -19,10 +19,12 @@ class Fiber {
   // To be called first in `entry`.
   static void entered();
 
+  const void* stack() const { return stack_bottom_; }
+  size_t stack_size() const { return stack_size_; }
+
  private:
   void* mapping_ = nullptr;
   void* context_ = nullptr;  // the stack pointer, or a ucontext_t
-  // For AddressSanitizer
   const void* stack_bottom_ = nullptr;
   size_t stack_size_ = 0;
 };

@@ -67,13 +67,19 @@ void Machine::run_grid(const cudaLaunchConfig_t& config, const void* kernel,
     std::iota(order.begin(), order.end(), uint64_t{0});
     std::shuffle(order.begin(), order.end(), random_);
   }
+  if (kLooksForRaces) races_.begin_launch(kernel);
   for (uint64_t i = 0; i < blocks; ++i) {
     const uint64_t n = shuffles_ ? order[i] : i;
     blockIdx = {unsigned(n % grid.x), unsigned(n / grid.x % grid.y), unsigned(n / grid.x / grid.y)};
     shared.poison();
+    if (kLooksForRaces) {
+      const auto begin = reinterpret_cast<uintptr_t>(shared.data());
+      races_.begin_block(n, size_, {begin, begin + shared.size()});
+    }
     run_block();
     if (!shared.guards_intact()) misuse("the block wrote outside of its dynamic shared memory");
   }
+  races_.leave_kernel();
   std::fesetenv(&environment);
   shared_ = nullptr;
 }
@@ -104,12 +110,12 @@ void Machine::fiber_entry() {
 void Machine::run_threads(Fiber& self) {
   for (;;) {
     current_->fiber = &self;
+    set_current(*current_);
     run_(arguments_);
     end_thread();
     Thread* next = next_ready();
     if (next != nullptr && next->fiber == nullptr) {
       current_ = next;
-      threadIdx = next->index;
       continue;
     }
     idle_.push_back(&self);
@@ -155,6 +161,7 @@ int Machine::block_collective(Op op, int predicate, Site site) {
   uint64_t count = 0;
   for (int i = 0; i < size_; ++i) count += threads_[i].operand;
   at_barrier_ = 0;
+  races_.block_barrier();
   const uint64_t all = static_cast<uint64_t>(size_);
   const uint64_t result = op == Op::kSyncthreadsOr    ? count > 0
                           : op == Op::kSyncthreadsAnd ? count == all
@@ -199,6 +206,9 @@ bool Machine::complete(const Thread& caller) {
     all = false;  // the other lane may come here later
   }
   if (!all) return false;
+  if (kLooksForRaces && caller.waits_in == Op::kSyncwarp && members == warp.live) {
+    races_.warp_barrier(caller.number / 32);
+  }
   const uint64_t result = combine(caller, members);
   for (unsigned lanes = members; lanes != 0; lanes &= lanes - 1) {
     Thread& thread = lane_of(caller, std::countr_zero(lanes));
@@ -276,10 +286,17 @@ Thread* Machine::next_ready() {
 }
 
 void Machine::resume(Fiber& from, Thread& thread) {
+  if (thread.fiber == nullptr) thread.fiber = &idle_fiber();
+  set_current(thread);
+  from.switch_to(*thread.fiber);
+}
+
+void Machine::set_current(Thread& thread) {
   current_ = &thread;
   threadIdx = thread.index;
-  if (thread.fiber == nullptr) thread.fiber = &idle_fiber();
-  from.switch_to(*thread.fiber);
+  if (!kLooksForRaces) return;
+  const auto stack = reinterpret_cast<uintptr_t>(thread.fiber->stack());
+  races_.enter(thread.number, {stack, stack + thread.fiber->stack_size()});
 }
 
 Fiber& Machine::idle_fiber() {

@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "emulation/host_api.h"
 #include "emulation/thread.h"
 #include "fiber.h"
+#include "races.h"
 
 namespace emulation {
 
@@ -56,6 +58,7 @@ class DynamicShared {
   DynamicShared& operator=(const DynamicShared&) = delete;
 
   void* data() const { return data_; }
+  size_t size() const { return size_; }
   bool contains(const void* address) const;
   void poison();
   bool guards_intact() const;
@@ -65,6 +68,9 @@ class DynamicShared {
   unsigned char* allocation_;
   unsigned char* data_;
 };
+
+// The function and the line of a call, as far as the debug information has them.
+std::string caller(const void* return_address);
 
 class Machine {
  public:
@@ -93,6 +99,7 @@ class Machine {
   void make_ready(Thread& thread);
   Thread* next_ready();
   void resume(Fiber& from, Thread& thread);
+  void set_current(Thread& thread);
   Fiber& idle_fiber();
   Warp& warp_of(const Thread& thread) { return warps_[thread.number / 32]; }
   Thread& lane_of(const Thread& thread, int lane) {
@@ -114,6 +121,7 @@ class Machine {
   std::vector<Thread*> ready_;  // a ring: `ready_count_` of them from `ready_begin_` on
   int ready_begin_ = 0, ready_count_ = 0;
   Thread* current_ = nullptr;
+  Races races_;
   // Stacks
   Fiber main_;
   std::vector<std::unique_ptr<Fiber>> fibers_;

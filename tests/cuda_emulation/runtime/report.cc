@@ -1,6 +1,7 @@
 // What is printed when device code does what CUDA leaves undefined.
 #include <dlfcn.h>
 
+#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -12,22 +13,29 @@
 namespace emulation {
 namespace {
 
-// Most kernels are not in the dynamic symbol table, but all are in the debug information.
-std::string function_name(const void* function) {
+// Two lines of what the debug information has of a code address: the function, which most often is
+// not in the dynamic symbol table, and the place in the source.
+std::array<std::string, 2> debug_information(const void* code) {
   Dl_info info;
-  if (dladdr(function, &info) == 0) return "?";
+  if (dladdr(code, &info) == 0) return {"?", "?"};
   char offset[32];
   std::snprintf(offset, sizeof(offset), "0x%zx",
-                static_cast<const char*>(function) - static_cast<const char*>(info.dli_fbase));
+                static_cast<const char*>(code) - static_cast<const char*>(info.dli_fbase));
   const std::string file = info.dli_fname;
   const std::string command = "addr2line -Cfe '" + file + "' " + offset + " 2>/dev/null";
-  char line[1024] = "";
+  std::array<std::string, 2> found;
   if (FILE* output = popen(command.c_str(), "r")) {
-    if (std::fgets(line, sizeof(line), output) == nullptr) line[0] = '\0';
+    char line[1024];
+    for (std::string& text : found) {
+      if (std::fgets(line, sizeof(line), output) == nullptr) break;
+      text.assign(line, std::strcspn(line, "\n"));
+    }
     pclose(output);
   }
-  const std::string name(line, std::strcspn(line, "\n"));
-  return name.empty() ? file + "+" + offset : name;
+  for (std::string& text : found) {
+    if (text.empty()) text = file + "+" + offset;
+  }
+  return found;
 }
 
 const char* name(Op op) {
@@ -67,10 +75,15 @@ std::string activity(const Thread& thread, const Thread* current) {
 
 }  // namespace
 
+std::string caller(const void* return_address) {
+  const auto [function, place] = debug_information(static_cast<const char*>(return_address) - 1);
+  return function + " at " + place;
+}
+
 void Machine::report() const {
   if (shared_ == nullptr) return;  // no grid runs
   std::fprintf(stderr, "  kernel %s\n  block (%u, %u, %u) of (%u, %u, %u), %d threads\n",
-               function_name(kernel_).c_str(), blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x,
+               debug_information(kernel_)[0].c_str(), blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x,
                gridDim.y, gridDim.z, size_);
   for (int begin = 0; begin < size_;) {
     const std::string text = activity(threads_[begin], current_);

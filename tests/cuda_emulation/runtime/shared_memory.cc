@@ -20,6 +20,12 @@ bool is_aligned(const void* address, size_t alignment) {
   return reinterpret_cast<uintptr_t>(address) % alignment == 0;
 }
 
+// A copy has its effect at any time from being asked for to being waited for: looked at twice.
+void look_at(const Copy& copy, const void* place) {
+  look_at(copy.from, copy.size - copy.zero_fill, Access::kRead, place);
+  look_at(copy.to, copy.size, Access::kWrite, place);
+}
+
 }  // namespace
 
 DynamicShared::DynamicShared(size_t size) : size_(size) {
@@ -64,9 +70,10 @@ void copy_async(void* to, const void* from, size_t size, size_t zero_fill) {
   if (machine.dynamic_shared().contains(from)) {
     misuse("asynchronous copy out of shared memory; it must be from global memory");
   }
+  thread.copies.push_back({to, from, size, zero_fill, thread.committed_groups});
+  look_at(thread.copies.back(), __builtin_return_address(0));
   // It may happen as early as now, too: what the destination holds is lost.
   std::memset(to, kPoison, size);
-  thread.copies.push_back({to, from, size, zero_fill, thread.committed_groups});
 }
 
 void commit_copies() { ++Machine::of_this_os_thread().current().committed_groups; }
@@ -74,8 +81,10 @@ void commit_copies() { ++Machine::of_this_os_thread().current().committed_groups
 void wait_for_copies(int groups_left) {
   Thread& thread = Machine::of_this_os_thread().current();
   const int64_t end = thread.committed_groups - groups_left;
-  std::erase_if(thread.copies, [end](const Copy& copy) {
+  const void* place = __builtin_return_address(0);
+  std::erase_if(thread.copies, [end, place](const Copy& copy) {
     if (copy.group >= end) return false;
+    look_at(copy, place);
     std::memcpy(copy.to, copy.from, copy.size - copy.zero_fill);
     std::memset(static_cast<char*>(copy.to) + copy.size - copy.zero_fill, 0, copy.zero_fill);
     return true;

@@ -14,8 +14,10 @@ T atomic(T* address, Update update) {
   if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) {
     misuse("atomic operation on the misaligned address %p", static_cast<void*>(address));
   }
+  set_atomic(true);
   const T old = *address;
   *address = update(old);
+  set_atomic(false);
   return old;
 }
 

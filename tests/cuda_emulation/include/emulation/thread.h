@@ -60,6 +60,9 @@ int block_collective(Op op, int predicate, Site site);
 // shuffle returns. Reductions take and return sign- or zero-extended integers.
 uint64_t warp_collective(Op op, unsigned mask, uint64_t operand, int source, Site site);
 
+// Between these, accesses are parts of atomic operations, which may race with each other.
+void set_atomic(bool atomic);
+
 // Lets the block's other threads run.
 void yield();
 
