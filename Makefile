@@ -18,6 +18,8 @@ EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices) -k "not xla"
+# Memory is NaN until it is written.
+ASAN_OPTIONS := detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255
 RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.py test_alignment.py \
               test_pruning.py test_in_place.py test_packed_alignment.py) -k "not xla"
 
@@ -49,7 +51,7 @@ test-cpu: setup
 test-emulated: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal --backend=cuda-emulated $(EMULATED_TESTS)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 JAX_RNNT_EMULATION_KIND=sanitized \
+	  ASAN_OPTIONS=$(ASAN_OPTIONS) JAX_RNNT_EMULATION_KIND=sanitized \
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(SANITIZED_TESTS)
 	JAX_RNNT_EMULATION_KIND=races \
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(RACE_TESTS)
