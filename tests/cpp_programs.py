@@ -8,8 +8,12 @@ from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-psabi", f"-I{HERE.parent / 'cpp'}"]
+CPP = HERE.parent / "cpp"
+FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-psabi", f"-I{CPP}"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-strict-aliasing"]
+
+WORKSPACES = str(CPP / "workspaces.cc")
+"""To be compiled into programs that ask the library for the sizes of workspaces."""
 
 run_program = partial(subprocess.run, capture_output=True, text=True, timeout=300)
 

@@ -13,12 +13,6 @@
 #include "lattice_kernels.h"
 
 namespace jax_rnnt {
-
-int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
-                                   bool with_posteriors) {
-  return lattice_layout(frames, cells, topology == Topology::kRegular, with_posteriors).total;
-}
-
 namespace {
 
 // A thread for each helper, or none: pools may be busy with other things.

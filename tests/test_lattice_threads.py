@@ -23,7 +23,7 @@ from cases import (
     random_arcs,
     run_arcs,
 )
-from cpp_programs import build_program, run_program
+from cpp_programs import WORKSPACES, build_program, run_program
 from oracles import LogitsResult
 from packed_cases import PackedBatch, random_packed, run_packed
 
@@ -112,7 +112,8 @@ def test_packed_values(results: list[dict[str, np.ndarray]]) -> None:
 
 def test_no_race(tmp_path: Path) -> None:
     """The same kernels and dealing out of work under ThreadSanitizer."""
-    program = build_program("lattice_threads.cc", tmp_path, "-g", "-fsanitize=thread")
+    flags = ["-g", "-fsanitize=thread", WORKSPACES]
+    program = build_program("lattice_threads.cc", tmp_path, *flags)
     done = run_program([program])
     if "unexpected memory mapping" in done.stderr:
         # Older sanitizers do not get on with all that kernels do to place memory at random.
