@@ -110,7 +110,7 @@ void arcs_forward_frame(const ArcsForward& p, int64_t item) {
     return i - cell < bounds.label_end ? labels[i - cell] : int32_t{-1};
   });
   // A last cell without label arc: whatever a NaN in its row made of it.
-  if (range.end > bounds.label_end) {
+  if (range.begin < range.end && range.end > bounds.label_end) {
     static_cast<T*>(p.label)[cell + bounds.label_end] = T(-__builtin_inf());
   }
 }

@@ -14,6 +14,8 @@ from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 
 from jax_rnnt import check_inputs, rnnt_loss, rnnt_loss_from_arcs
+from jax_rnnt.arcs import arcs_fwd
+from jax_rnnt.types import ArcsOptions
 
 PADDING = [0, 1, 2, -1, 3, 2**31 - 1, -(2**31)]
 
@@ -156,3 +158,14 @@ def test_hat_ignores_other_classes_without_label_arcs(implementation: str) -> No
     loss, gradient = jax.value_and_grad(total)(jnp.asarray(logits))
     np.testing.assert_allclose(loss, 2 * np.log(2), rtol=1e-6)
     np.testing.assert_allclose(gradient, np.broadcast_to([-0.5, 0, 0], (1, 2, 1, 3)), rtol=1e-6)
+
+
+def test_arcs_of_bad_utterances_end_with_them(implementation: str) -> None:
+    """In a band, whose last cell has a label arc, that of the utterance before a bad one stays."""
+    options = ArcsOptions(implementation=implementation)  # type: ignore[arg-type]
+    logits, labels = jnp.zeros((2, 1, 2, 4), jnp.float32), jnp.ones((2, 2), jnp.int32)
+    bounds = jnp.array([[0, 1, 0, 2], [-1, -1, -1, -1]], jnp.int32)
+    blank, label, _ = arcs_fwd(options, logits, labels, bounds)
+    wanted = np.array([-np.log(4), -np.inf])[:, None, None]
+    np.testing.assert_allclose(blank, np.broadcast_to(wanted, (2, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(label, np.broadcast_to(wanted, (2, 1, 2)), rtol=1e-6)
