@@ -15,8 +15,8 @@ from .factored_arcs import factored_arcs_fwd
 from .label_windows import label_mask, only_allowed
 from .lattice import banded_best_path, best_path
 from .losses import checked_arcs, checked_logits
+from .numerics import accumulator_dtype
 from .pruning import band_arcs_fwd, band_operands, checked_band
-from .reference import accumulator_dtype
 from .types import (
     Alignment,
     ArcsOptions,

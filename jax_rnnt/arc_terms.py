@@ -14,8 +14,8 @@ from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice
+from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
-from .reference import accumulator_dtype
 from .types import Array, Implementation, LatticeOptions, Posteriors, Reduction, Topology
 
 _Terms: TypeAlias = tuple[jax.Array, ...]

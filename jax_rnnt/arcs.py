@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from . import reference
+from . import arcs_reference
 from ._native import ops
 from .types import ArcsOptions
 
@@ -12,21 +12,21 @@ from .types import ArcsOptions
 def arcs_fwd(
     options: ArcsOptions, logits: jax.Array, labels: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """See `reference.arcs_fwd`."""
+    """See `arcs_reference.arcs_fwd`."""
     params = {"blank_id": options.blank_id, "normalization": options.normalization}
     if options.implementation == "xla":
-        return reference.arcs_fwd(logits, labels, bounds, **params)
+        return arcs_reference.arcs_fwd(logits, labels, bounds, **params)
     native = options.implementation == "native"
     return ops.arcs_fwd(logits, labels, bounds, native=native, **params)
 
 
 def arcs_bwd(options: ArcsOptions, *operands: jax.Array) -> jax.Array:
-    """See `reference.arcs_bwd`."""
+    """See `arcs_reference.arcs_bwd`."""
     params = {
         "blank_id": options.blank_id,
         "normalization": options.normalization,
         "clamp": options.clamp,
     }
     if options.implementation == "xla":
-        return reference.arcs_bwd(*operands, **params)
+        return arcs_reference.arcs_bwd(*operands, **params)
     return ops.arcs_bwd(*operands, native=options.implementation == "native", **params)

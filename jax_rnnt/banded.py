@@ -1,4 +1,4 @@
-"""The recursion over bands of cells in pure JAX: what `reference` is to whole lattices.
+"""The recursion over bands of cells in pure JAX: what `lattice_reference` is to whole lattices.
 
 A band has S cells in each frame, those of label positions `starts[t]` to `starts[t] + S - 1`. All
 functions take any number of leading batch dimensions and need O(T S) memory.
@@ -14,7 +14,8 @@ from jax import lax
 
 from . import extended
 from .extended import Extended
-from .reference import axis_index, shift_left, shift_right, two_sum, without_bad_arcs
+from .lattice_reference import without_bad_arcs
+from .numerics import axis_index, shift_left, shift_right, two_sum
 from .types import Topology
 
 _FAR = 2**30  # beyond any label position
@@ -36,8 +37,8 @@ def banded_lattice(
     of its frame; the node at which alignments end always is. A constrained label arc has the blank
     arc of cell `(t, u+1)` in it, which must be in the band.
 
-    One scan step a frame, with numbers as in `reference.lattice`. Posteriors are normalised by the
-    sum over the arcs that lead to the next frame, of which every complete path takes one.
+    One scan step a frame, with numbers as in `lattice_reference.lattice`. Posteriors are normalised
+    by the sum over the arcs that lead to the next frame, of which every complete path takes one.
 
     Args:
       blank, label: arc log-probabilities, `(*batch, T, S)` float32 or float64.

@@ -1,4 +1,4 @@
-"""The best path through arcs in pure JAX: what `reference` is to the sums over all paths."""
+"""The best path through arcs in pure JAX: what `lattice_reference` is to sums over all paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .banded import Band, rotate
-from .reference import axis_index, shift_right
+from .numerics import axis_index, shift_right
 from .types import Topology
 
 _FORBIDDEN = -2e7  # log-probabilities below count as -inf

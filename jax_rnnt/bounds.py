@@ -1,4 +1,8 @@
-"""Which part of the padded arrays each utterance is, as the kernels take it."""
+"""Which part of the padded arrays each utterance is, as the kernels take it.
+
+Bounds are `(*batch, 4)` int32: frame begin and end, label begin and end of each utterance, ends
+exclusive. Values out of range mark an utterance with bad input.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._native.jax_versions import with_batch_sharding_of
+from .numerics import axis_index
 from .types import Array
 
 _INT32_MAX = 2**31 - 1
@@ -77,8 +82,7 @@ def labels_and_bounds(
       blank_id: in [0, V), or None where there are no labels.
 
     Returns:
-      Labels `(*batch, U)` int32, and bounds `(*batch, 4)` int32: frame begin and end, label begin
-      and end of each utterance. Bounds are -1 where a length, a begin or a label within the
+      Labels `(*batch, U)` int32, and bounds: -1 where a length, a begin or a label within the
       utterance is out of range, and 0 where `utterances.where` is false.
     """
 
@@ -114,3 +118,27 @@ def labels_and_bounds(
     if utterances.where is not None:
         bounds = jnp.where(placed(utterances.where)[..., None], bounds, 0)
     return labels, bounds
+
+
+def valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:
+    """Whether each utterance has bounds in range, `(*batch,)` bool."""
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
+    frames_ok = (frame_begin >= 0) & (frame_begin <= frame_end) & (frame_end <= T)
+    return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= num_labels)
+
+
+def cells_inside(bounds: jax.Array, T: int, W: int, num_labels: int) -> jax.Array:
+    """Cells that belong to a valid utterance, `(*batch, T, U+1)` bool."""
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None, None] for i in range(4))
+    t, u = axis_index(frame_begin.ndim, -2, T), axis_index(frame_begin.ndim, -1, W)
+    inside = (frame_begin <= t) & (t < frame_end) & (label_begin <= u) & (u <= label_end)
+    return inside & valid_bounds(bounds, T, num_labels)[..., None, None]
+
+
+def rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Array]:
+    """Frames `(*batch, T)` and label positions `(*batch, U+1)` of valid utterances."""
+    valid = valid_bounds(bounds, T, W - 1)[..., None]
+    frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
+    t, u = axis_index(bounds.ndim, -1, T), axis_index(bounds.ndim, -1, W)
+    frames = valid & (frame_begin <= t) & (t < frame_end)
+    return frames, valid & (label_begin <= u) & (u <= label_end)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .reference import axis_index
+from .numerics import axis_index
 from .types import Topology
 
 

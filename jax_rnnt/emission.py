@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from . import validation, validation_pruning
 from ._native.jax_versions import with_batch_sharding_of
-from .reference import accumulator_dtype, axis_index
+from .numerics import accumulator_dtype, axis_index
 from .types import Array, Posteriors
 
 

@@ -21,8 +21,8 @@ from .joint_function import JointCallable, take_apart
 from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
+from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
-from .reference import accumulator_dtype
 from .types import (
     Array,
     Implementation,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from .reference import accumulator_dtype
+from .numerics import accumulator_dtype
 
 JointCallable = Callable[..., jax.Array]
 """`(params, encoder_rows, predictor_rows) -> logits`, see `rnnt_loss_joint`."""

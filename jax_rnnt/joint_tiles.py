@@ -14,8 +14,8 @@ from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
 from .boxes import BoxGrid, Tile
 from .joint_function import JointFunction, for_sums
+from .numerics import axis_index
 from .per_shard import per_shard
-from .reference import axis_index
 from .types import ArcsOptions, LatticeOptions, Posteriors
 
 _BOX = 16, 8

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import banded, reference
+from . import banded, lattice_reference
 from . import packed_lattice as packed
 from ._native import ops
 from .best_path import best_path as reference_best_path
@@ -26,10 +26,10 @@ def _params(options: LatticeOptions) -> dict[str, Any]:
 def lattice(
     options: LatticeOptions, blank: jax.Array, label: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, Posteriors]:
-    """Log-likelihoods `(*batch,)` and unit posteriors, see `reference.lattice`."""
+    """Log-likelihoods `(*batch,)` and unit posteriors, see `lattice_reference.lattice`."""
     params = _params(options)
     if options.implementation == "xla":
-        log_likelihood, *posteriors = reference.lattice(blank, label, bounds, **params)
+        log_likelihood, *posteriors = lattice_reference.lattice(blank, label, bounds, **params)
     else:
         native = options.implementation == "native"
         log_likelihood, *posteriors = ops.lattice(blank, label, bounds, native=native, **params)
@@ -42,7 +42,7 @@ def lattice_score(
     """Log-likelihoods alone, `(*batch,)`."""
     params = _params(options)
     if options.implementation == "xla":
-        return reference.lattice_score(blank, label, bounds, **params)
+        return lattice_reference.lattice_score(blank, label, bounds, **params)
     native = options.implementation == "native"
     return ops.lattice_score(blank, label, bounds, native=native, **params)
 

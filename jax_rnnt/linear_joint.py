@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from .reference import accumulator_dtype
+from .numerics import accumulator_dtype
 from .validation import one_of
 
 Activation: TypeAlias = Literal["tanh", "relu"]

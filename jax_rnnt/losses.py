@@ -14,8 +14,8 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
+from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
-from .reference import accumulator_dtype
 from .types import (
     ArcsOptions,
     Array,

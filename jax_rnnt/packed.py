@@ -19,9 +19,9 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances
 from .label_windows import only_allowed
 from .lattice import gradient_weights, packed_lattice, packed_lattice_score
+from .numerics import accumulator_dtype
 from .packed_rows import packed_operands
 from .reduction import negative, reduce_losses
-from .reference import accumulator_dtype
 from .types import (
     ArcsOptions,
     Array,

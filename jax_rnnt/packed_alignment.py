@@ -17,9 +17,9 @@ from .bounds import Sizes, Utterances, clip_to_int32
 from .emission import expected_frames_of
 from .label_windows import only_allowed
 from .lattice import packed_best_path
+from .numerics import accumulator_dtype, axis_index
 from .packed import checked_packed_arcs, checked_packed_logits, row_arcs
 from .packed_rows import Layout, layout_of, packed_operands, rows_of
-from .reference import accumulator_dtype, axis_index
 from .types import (
     Alignment,
     ArcsOptions,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .best_path import usable
+from .numerics import axis_index, shift_right
 from .packed_lattice import PackedFronts, over_batch, zeros_like
-from .reference import axis_index, shift_right
 
 
 def packed_best_path(

@@ -13,8 +13,8 @@ from jax import lax
 from . import validation, validation_packed
 from ._native.jax_versions import align_varying_axes, replicated
 from .bounds import clip_to_int32
+from .numerics import accumulator_dtype, axis_index
 from .packed_rows import Layout, layout_of, rows_of
-from .reference import accumulator_dtype, axis_index
 from .types import Array
 
 

@@ -1,4 +1,4 @@
-"""The recursion over packed rows in pure JAX: what `reference` is to whole lattices.
+"""The recursion over packed rows in pure JAX: what `lattice_reference` is to whole lattices.
 
 The cells of an utterance with T frames and U labels are T (U+1) neighbouring rows, those of a frame
 together; where they begin is the utterance's offset. All functions take any number of leading batch
@@ -17,8 +17,10 @@ from jax import lax
 
 from . import extended
 from ._native.jax_versions import align_varying_axes
+from .bounds import valid_bounds
 from .extended import Extended
-from .reference import advance, arcs_on_paths, retreat, two_sum, valid_bounds
+from .lattice_reference import advance, arcs_on_paths, retreat
+from .numerics import two_sum
 from .types import Topology
 
 
@@ -35,15 +37,15 @@ def packed_lattice(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-likelihood and arc posteriors of packed utterances.
 
-    The wavefront of `reference.lattice`, in a loop that ends when all utterances have, with alpha
-    stored by row.
+    The wavefront of `lattice_reference.lattice`, in a loop that ends when all utterances have, with
+    alpha stored by row.
 
     Args:
       blank, label: arc log-probabilities, `(*batch, N)` float32 or float64.
       offsets: `(*batch, B)` int32, first row of each utterance.
       bounds: `(*batch, B, 4)` int32: frame begin and end, label begin and end. An utterance has
         frame end times (label end + 1) rows.
-      topology, final_blank, delay_penalty: as for `reference.lattice`.
+      topology, final_blank, delay_penalty: as for `lattice_reference.lattice`.
       num_labels: no label end is larger.
 
     Returns:
@@ -100,7 +102,7 @@ class _Front(NamedTuple):
 
 
 class PackedFronts:
-    """As `reference._Fronts`, with n and u relative to the begin of each utterance."""
+    """As `lattice_reference._Fronts`, with n and u relative to the begin of each utterance."""
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class PackedFronts:
         self.empty = empty[:, 0]
         self.num_fronts = jnp.max(self.steps, initial=0)
         self.u = lax.broadcasted_iota(jnp.int32, (offsets.shape[0], num_labels + 1), 1)
-        # Selected by an operand, as in `reference._Fronts`.
+        # Selected by an operand, as in `lattice_reference._Fronts`.
         zero = jnp.where(self.u == self.labels, 0, 0)
         self.dead_row = Extended(zero.astype(blank.dtype), zero + extended.DEAD)
 

@@ -11,7 +11,7 @@ from jax import lax
 from ._native.jax_versions import align_varying_axes, replicated
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
 from .label_windows import row_label_mask
-from .reference import axis_index
+from .numerics import axis_index
 
 
 class Layout(NamedTuple):

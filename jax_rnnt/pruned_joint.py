@@ -18,10 +18,10 @@ from .bounds import Sizes
 from .joint_function import JointCallable, JointFunction, for_sums, take_apart
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
+from .numerics import accumulator_dtype
 from .per_shard import per_shard, tile_begins
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
 from .reduction import negative, reduce_losses
-from .reference import accumulator_dtype
 from .types import (
     ArcsOptions,
     Array,

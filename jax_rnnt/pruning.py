@@ -15,8 +15,8 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
 from .label_windows import band_label_mask, labels_at, only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
+from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
-from .reference import accumulator_dtype
 from .types import (
     ArcsOptions,
     Array,

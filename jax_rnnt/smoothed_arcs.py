@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .bounds import rows_inside
 from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
-from .factored_reference import rows_inside
-from .reference import accumulator_dtype, log_denominator, log_ratio
+from .numerics import accumulator_dtype, log_denominator, log_ratio
 from .types import ArcsOptions, Denominators, Smoothing
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 
-from .. import banded, factored_reference, reference
+from .. import arcs_reference, banded, factored_reference, lattice_reference
 from .. import packed_lattice as packed_lattice_in_jax
 from ..best_path import best_path as reference_best_path
+from ..numerics import accumulator_dtype
 from ..packed_best_path import packed_best_path as packed_best_path_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
@@ -122,10 +123,8 @@ def _banded_workspace(
 _arcs_fwd_p = native_primitive(
     "jax_rnnt_arcs_fwd",
     core_ndim=3,
-    outputs=lambda logits, *_, **params: (
-        [(logits.shape[:2], reference.accumulator_dtype(logits.dtype))] * 3
-    ),
-    fallback=reference.arcs_fwd,
+    outputs=lambda logits, *_, **params: [(logits.shape[:2], accumulator_dtype(logits.dtype))] * 3,
+    fallback=arcs_reference.arcs_fwd,
     attributes=_arcs_attributes,
 )
 
@@ -133,7 +132,7 @@ _arcs_bwd_p = native_primitive(
     "jax_rnnt_arcs_bwd",
     core_ndim=3,
     outputs=lambda logits, *_, **params: [(logits.shape, logits.dtype)],
-    fallback=lambda *args, **params: [reference.arcs_bwd(*args, **params)],
+    fallback=lambda *args, **params: [arcs_reference.arcs_bwd(*args, **params)],
     attributes=lambda clamp, **params: {
         **_arcs_attributes(**params),
         "clamp": np.float64(clamp or 0.0),
@@ -145,7 +144,7 @@ _lattice_p = native_primitive(
     "jax_rnnt_lattice",
     core_ndim=2,
     outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
-    fallback=reference.lattice,
+    fallback=lattice_reference.lattice,
     attributes=_lattice_attributes,
     workspace=lambda kernels, blank, *_, topology, **params: _lattice_workspace(
         kernels, blank, topology, True
@@ -156,7 +155,7 @@ _lattice_score_p = native_primitive(
     "jax_rnnt_lattice_score",
     core_ndim=2,
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
-    fallback=lambda *args, **params: [reference.lattice_score(*args, **params)],
+    fallback=lambda *args, **params: [lattice_reference.lattice_score(*args, **params)],
     attributes=_lattice_attributes,
     workspace=lambda kernels, blank, *_, topology, **params: _lattice_workspace(
         kernels, blank, topology, False
@@ -239,17 +238,17 @@ _packed_best_path_p = native_primitive(
 
 def _factored_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
     (frames, _), (cells, _) = am.shape, lm.shape
-    dtype = reference.accumulator_dtype(am.dtype)
+    dtype = accumulator_dtype(am.dtype)
     return [(shape, dtype) for shape in [*[(frames, cells)] * 3, (frames,), (cells,)]]
 
 
 def _factored_fwd_workspace(kernels: ModuleType, am: Any, lm: Any) -> list[CoreType]:
     elements = kernels.factored_forward_elements(*_known_sizes(*lm.shape))
-    return [((elements,), reference.accumulator_dtype(am.dtype))]
+    return [((elements,), accumulator_dtype(am.dtype))]
 
 
 def _factored_bwd_workspace(kernels: ModuleType, am: Any, lm: Any) -> list[CoreType]:
-    dtype = reference.accumulator_dtype(am.dtype)
+    dtype = accumulator_dtype(am.dtype)
     sizes = _known_sizes(am.shape[0], *lm.shape)
     return [((kernels.factored_backward_elements(*sizes, dtype.itemsize),), dtype)]
 
@@ -276,26 +275,26 @@ _factored_bwd_p = native_primitive(
 def arcs_fwd(
     logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`reference.arcs_fwd` by the native kernel."""
+    """`arcs_reference.arcs_fwd` by the native kernel."""
     return tuple(_arcs_fwd_p.bind(*align_varying_axes(logits, labels, bounds), **params))
 
 
 def arcs_bwd(*operands: jax.Array, **params: Any) -> jax.Array:
-    """`reference.arcs_bwd` by the native kernel."""
+    """`arcs_reference.arcs_bwd` by the native kernel."""
     return _arcs_bwd_p.bind(*align_varying_axes(*operands), **params)[0]
 
 
 def lattice(
     blank: jax.Array, label: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`reference.lattice` by the native kernel."""
+    """`lattice_reference.lattice` by the native kernel."""
     return tuple(_lattice_p.bind(*align_varying_axes(blank, label, bounds), **params))
 
 
 def lattice_score(
     blank: jax.Array, label: jax.Array, bounds: jax.Array, **params: Any
 ) -> jax.Array:
-    """`reference.lattice_score` by the native kernel."""
+    """`lattice_reference.lattice_score` by the native kernel."""
     return _lattice_score_p.bind(*align_varying_axes(blank, label, bounds), **params)[0]
 
 

@@ -1,11 +1,8 @@
-"""The native ops in pure JAX: what runs on TPU and wherever there is no kernel.
+"""The forward-backward recursion over arcs in pure JAX: what runs on TPU and wherever there is no
+kernel.
 
-`arcs_fwd` and `arcs_bwd` turn scores into arc log-probabilities and back into gradients; `lattice`
-is the forward-backward recursion over arcs. All of them take any number of leading batch dimensions
-and need no particular platform; the native kernels compute the same functions.
-
-`bounds` is `(*batch, 4)` int32: frame begin and end, label begin and end of each utterance, ends
-exclusive. Values out of range mark an utterance with bad input.
+Both functions take any number of leading batch dimensions and need no particular platform; the
+native kernels compute the same. The module `bounds` says what bounds are.
 """
 
 from __future__ import annotations
@@ -15,117 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import extended
+from .bounds import valid_bounds
 from .extended import Extended
-from .types import Normalization, Topology
-
-
-def accumulator_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype of arcs, recursions and losses for logits of `dtype`."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
-
-
-def arcs_fwd(
-    logits: jax.Array,
-    labels: jax.Array,
-    bounds: jax.Array,
-    *,
-    blank_id: int,
-    normalization: Normalization,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Arc log-probabilities of every cell, from the logits.
-
-    Args:
-      logits: `(*batch, T, U+1, V)`.
-      labels: `(*batch, U)` int32; or `(*batch, U+1)`, if also the last cell of a frame can have a
-        label arc: the cells are then a band, which ends before the labels do.
-      bounds: `(*batch, 4)`.
-      blank_id: the blank class, in [0, V).
-      normalization: `"softmax"`, `"none"` or `"hat"` (arXiv 2003.07705, equations 4 to 6).
-
-    Returns:
-      `(blank, label, denominators)`, each `(*batch, T, U+1)`: log-probabilities of the two arcs,
-      -inf outside the bounds, and the logarithm of the softmax denominator.
-    """
-    *_, T, W, V = logits.shape
-    dtype = accumulator_dtype(logits.dtype)
-    inside = _cells_inside(bounds, T, W, labels.shape[-1])
-    x = jnp.where(inside[..., None], logits.astype(dtype), 0)
-    label_ids = _label_ids(labels, W, V)
-    blank_score = x[..., blank_id]
-    label_score = jnp.take_along_axis(x, label_ids, axis=-1)[..., 0]
-    if normalization == "none":
-        blank, label, denominators = blank_score, label_score, jnp.zeros_like(blank_score)
-    elif normalization == "softmax":
-        top, log_sum = log_denominator(x)
-        denominators = top + log_sum
-        blank = log_ratio(blank_score, top, log_sum)
-        label = log_ratio(label_score, top, log_sum)
-    else:
-        others = jnp.where(axis_index(x.ndim, -1, V) == blank_id, -jnp.inf, x)
-        top, log_sum = log_denominator(others)
-        denominators = top + log_sum
-        bad = ~(blank_score < jnp.inf)
-        z = jnp.where(bad, 0, blank_score)  # likewise
-        blank = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(z))
-        label = log_ratio(label_score, top, log_sum)
-        label = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(-z) + label)
-    u = axis_index(inside.ndim, -1, W)
-    has_label = inside & (u < bounds[..., 3, None, None])
-    return (
-        jnp.where(inside, blank, -jnp.inf),
-        jnp.where(has_label, label, -jnp.inf),
-        jnp.where(inside, denominators, 0),
-    )
-
-
-def arcs_bwd(
-    logits: jax.Array,
-    labels: jax.Array,
-    denominators: jax.Array,
-    blank_weights: jax.Array,
-    label_weights: jax.Array,
-    cotangents: jax.Array,
-    *,
-    blank_id: int,
-    normalization: Normalization,
-    clamp: float | None,
-) -> jax.Array:
-    """Gradient of `cotangents * loss` by the logits, from the gradient by the arcs.
-
-    Args:
-      logits, labels, blank_id, normalization: as for `arcs_fwd`.
-      denominators: `(*batch, T, U+1)`, from `arcs_fwd`.
-      blank_weights, label_weights: `(*batch, T, U+1)`, derivatives of the log-likelihood (minus the
-        loss) by the arcs. A cell where both are zero gets an exact zero, whatever its logits.
-      cotangents: `(*batch,)`, of the loss.
-      clamp: bound on each element of the gradient before it is multiplied by the cotangent.
-
-    Returns:
-      `(*batch, T, U+1, V)` in the logits' dtype.
-    """
-    *_, W, V = logits.shape
-    active = ((blank_weights != 0) | (label_weights != 0))[..., None]
-    x = jnp.where(active, logits.astype(accumulator_dtype(logits.dtype)), 0)
-    blank, label = blank_weights[..., None], label_weights[..., None]
-    classes = axis_index(x.ndim, -1, V)
-    is_blank, is_label = classes == blank_id, classes == _label_ids(labels, W, V)
-    hits = jnp.where(is_blank, blank, 0) + jnp.where(is_label, label, 0)
-    scale = blank + label if normalization == "softmax" else label
-    spread = active & (scale != 0)
-    # Where only blank has weight, "hat" has no use for the other classes, which may be anything.
-    probabilities = jnp.exp(jnp.where(spread, x - denominators[..., None], -jnp.inf))
-    if normalization == "none":
-        unit = -hits
-    elif normalization == "softmax":
-        unit = scale * probabilities - hits
-    else:
-        z = x[..., blank_id, None]
-        blank_unit = label * jax.nn.sigmoid(z) - blank * jax.nn.sigmoid(-z)
-        unit = jnp.where(is_blank, blank_unit, scale * jnp.where(is_blank, 0, probabilities) - hits)
-    if clamp is not None and clamp > 0:
-        unit = jnp.clip(unit, -clamp, clamp)
-    gradient = jnp.where(active, cotangents[..., None, None, None] * unit, 0)
-    return gradient.astype(logits.dtype)
+from .numerics import axis_index, shift_left, shift_right, two_sum
+from .types import Topology
 
 
 def lattice(
@@ -349,68 +239,3 @@ def retreat(
     total = jnp.where(total > 0, total, 1)
     before, _ = extended.normalise(extended.add(stay, move))
     return before, (weights[0] / total, weights[1] / total)
-
-
-def axis_index(ndim: int, axis: int, size: int) -> jax.Array:
-    """Indices along one axis, shaped to broadcast against arrays of `ndim` dimensions."""
-    shape = [1] * ndim
-    shape[axis] = size
-    return lax.broadcasted_iota(jnp.int32, shape, axis % ndim)
-
-
-def valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:
-    frame_begin, frame_end, label_begin, label_end = (bounds[..., i] for i in range(4))
-    frames_ok = (frame_begin >= 0) & (frame_begin <= frame_end) & (frame_end <= T)
-    return frames_ok & (label_begin >= 0) & (label_begin <= label_end) & (label_end <= num_labels)
-
-
-def _cells_inside(bounds: jax.Array, T: int, W: int, num_labels: int) -> jax.Array:
-    """Cells that belong to a valid utterance, `(*batch, T, U+1)` bool."""
-    frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None, None] for i in range(4))
-    t, u = axis_index(frame_begin.ndim, -2, T), axis_index(frame_begin.ndim, -1, W)
-    inside = (frame_begin <= t) & (t < frame_end) & (label_begin <= u) & (u <= label_end)
-    return inside & valid_bounds(bounds, T, num_labels)[..., None, None]
-
-
-def _label_ids(labels: jax.Array, W: int, V: int) -> jax.Array:
-    """Class of each cell's label arc, `(*batch, 1, U+1, 1)`; any class in a cell without label."""
-    padding = [(0, 0)] * (labels.ndim - 1) + [(0, W - labels.shape[-1])]
-    return jnp.pad(jnp.clip(labels, 0, V - 1), padding)[..., None, :, None]
-
-
-def log_denominator(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the sum of exp(x), as the maximum and the rest; NaN where x has +inf."""
-    top = lax.stop_gradient(jnp.max(x, axis=-1))
-    bad = ~(top < jnp.inf)
-    x = jnp.where(bad[..., None], 0, x)  # whose derivative is zero, not zero times NaN
-    shift = jnp.where(bad | (top == -jnp.inf), 0, top)
-    total = jnp.sum(jnp.exp(x - shift[..., None]), axis=-1)
-    log_sum = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1, total)))
-    return jnp.where(bad, jnp.nan, shift), jnp.where(bad, jnp.nan, log_sum)
-
-
-def log_ratio(score: jax.Array, top: jax.Array, log_sum: jax.Array) -> jax.Array:
-    """`score - (top + log_sum)` without rounding the sum to the size of large scores.
-
-    -inf for a forbidden class, also where all classes are.
-    """
-    forbidden = (score == -jnp.inf) & ~jnp.isnan(log_sum)
-    return jnp.where(forbidden, -jnp.inf, (score - top) - jnp.where(forbidden, 0, log_sum))
-
-
-def shift_right(x: jax.Array, fill: float) -> jax.Array:
-    """Element u - 1 at u."""
-    return jnp.concatenate([jnp.full_like(x[..., :1], fill), x[..., :-1]], axis=-1)
-
-
-def shift_left(x: jax.Array, fill: float) -> jax.Array:
-    """Element u + 1 at u."""
-    return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], fill)], axis=-1)
-
-
-def two_sum(total: tuple[jax.Array, jax.Array], term: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Adds to an unevaluated sum of two numbers, with Knuth's exact error of the addition."""
-    high, low = total
-    new = high + term
-    added = new - high
-    return new, low + ((high - (new - added)) + (term - added))
