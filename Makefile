@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 COMMA := ,
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard cmake/* cpp/* cuda/*)
-CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu benchmarks/*.cc tests/*.h tests/*.cc) \
+CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu benchmarks/*.cc) \
+               $(wildcard tests/*.h tests/*.cc) \
                $(shell find tests/cuda_emulation -name "*.h" -o -name "*.cc" -o -name "*.cu")
 # The compile checks of the CUDA kernels take the compiler from PyPI where there is no other.
 CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),,$(COMMA)nvcc)
