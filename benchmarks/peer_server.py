@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from problems import S_RANGE, Problem
+from problems import S_RANGE, SCALES, Problem
 from process import keep_freed_memory, page_faults, peak_memory
 
 Loss = Callable[..., Any]
@@ -77,6 +77,9 @@ def _k2(system: Any, inputs: Inputs) -> dict[str, Loss]:
     def simple(am: Any, lm: Any) -> Any:
         return system.rnnt_loss_simple(lm, am, symbols, **common)
 
+    def smoothed(am: Any, lm: Any) -> Any:
+        return system.rnnt_loss_smoothed(lm, am, symbols, **SCALES, **common)
+
     def pruned(am: Any, lm: Any, encoder: Any, predictor: Any, kernel: Any, bias: Any) -> Any:
         loss, gradients = system.rnnt_loss_simple(lm, am, symbols, return_grad=True, **common)
         ranges = system.get_rnnt_prune_ranges(*gradients, boundary, S_RANGE)
@@ -87,7 +90,13 @@ def _k2(system: Any, inputs: Inputs) -> dict[str, Loss]:
     def lattice(blank: Any, label: Any) -> Any:
         return -system.mutual_information_recursion(label, blank, boundary).sum()
 
-    return {"logits": full, "additive": simple, "pruned": pruned, "arcs": lattice}
+    return {
+        "logits": full,
+        "additive": simple,
+        "smoothed": smoothed,
+        "pruned": pruned,
+        "arcs": lattice,
+    }
 
 
 ADAPTERS: dict[str, tuple[str, Callable[[Any, Inputs], dict[str, Loss]]]] = {

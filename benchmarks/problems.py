@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 S_RANGE = 5
 """Label positions that the pruned losses keep in each frame."""
+SCALES: dict[str, Any] = {"lm_only_scale": 0.1, "am_only_scale": 0.1}
+"""Shares of the predictor and of the encoder by themselves in the smoothed loss."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,9 @@ class Problem:
 
     Attributes:
       kind: `"logits"`, from which a full loss starts; `"additive"`, an additive joiner's `am` and
-        `lm`; `"pruned"`, these and encoder and predictor output of a joint network; `"arcs"`;
-        `"librispeech"`, whose operands are those of `pruned.py`.
+        `lm`; `"smoothed"`, the same for its smoothed loss; `"pruned"`, these and encoder and
+        predictor output of a joint network; `"arcs"`; `"librispeech"`, whose operands are those of
+        `pruned.py`.
     """
 
     kind: str
@@ -59,7 +63,7 @@ class Problem:
                 for name in ("blank", "label")
             }
         factors = {"am": normal(B, T, V), "lm": normal(B, U1, V)}
-        if self.kind == "additive":
+        if self.kind in ("additive", "smoothed"):
             return factors
         assert self.kind == "pruned"
         return factors | {

@@ -145,7 +145,13 @@ def _losses() -> list[Case]:
     return [
         *full,
         *simple,
-        case("rnnt_loss_smoothed", "D100", D["D100"], workloads.smoothed),
+        case(
+            "rnnt_loss_smoothed",
+            "D100",
+            replace(D["D100"], kind="smoothed"),
+            workloads.smoothed,
+            peers=True,
+        ),
         with_products("rnnt_loss_pruned", workloads.pruned, peers=True, quick=True),
         with_products("rnnt_loss_pruned_joint", workloads.pruned_joint),
         case("rnnt_loss_from_arcs", "F", F, workloads.from_arcs, peers=True),

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from joint import joint as librispeech_joint
-from problems import S_RANGE, Problem
+from problems import S_RANGE, SCALES, Problem
 from pruned import UTTERANCES, make_problem
 from pruned import pruned as librispeech_pruned
 from results import IN_PLACE
@@ -107,13 +107,7 @@ def simple(problem: Problem, x: Operands, labels: jax.Array, impl: Implementatio
 
 def smoothed(problem: Problem, x: Operands, labels: jax.Array, impl: Implementation) -> jax.Array:
     return jax_rnnt.rnnt_loss_smoothed(
-        x["am"],
-        x["lm"],
-        labels,
-        lm_only_scale=0.1,
-        am_only_scale=0.1,
-        implementation=impl,
-        reduction="sum",
+        x["am"], x["lm"], labels, **SCALES, implementation=impl, reduction="sum"
     )
 
 

@@ -5,7 +5,8 @@
 //   counts by am[t, v] = exp(am[t, v] - top) sum_u factor[t, u] exp(lm[u, v] - top),
 //
 // and likewise by lm, summed over t: two matrix products, by blocks of frames, label positions and
-// classes.
+// classes. Smoothed, the sum over u has one more term, with the weight of the frame and the average
+// in the place of lm[u].
 #pragma once
 
 #include "factored_rows.h"
@@ -84,13 +85,14 @@ void factored_sums_utterance(const FactoredBackward& p, int64_t b) {
     w[layout.blank_scores + u] = u < p.cells ? load_scalar(lm + u * p.classes + p.blank_id) : T(0);
   }
   for (int64_t t = 0; t < p.frames; ++t) {
-    Vec<T> use_of_frame{}, blank_of_frame{};
+    Vec<T> use_of_frame{}, blank_of_frame{}, softmax_of_frame{};
     const T am_blank = utterance.hat() ? load_scalar(am + t * p.classes + p.blank_id) : T(0);
     for (int64_t u = 0; u < p.cells; u += L) {
       const auto weights = utterance.weights(t, u);
       const IntVec<T> active = weights.blank != T(0) || weights.label != T(0);
       Vec<T> use = active ? broadcast<T>(kArcsOnly) : Vec<T>{};
-      use = utterance.softmax_weights(weights) != T(0) ? broadcast<T>(kSoftmax) : use;
+      const Vec<T> of_softmax = utterance.softmax_weights(weights);
+      use = of_softmax != T(0) ? broadcast<T>(kSoftmax) : use;
       Vec<T> of_blank = -weights.blank;
       if (utterance.hat()) {
         Vec<T> z = am_blank + load<Vec<T>>(w + layout.blank_scores + u);
@@ -101,6 +103,7 @@ void factored_sums_utterance(const FactoredBackward& p, int64_t b) {
       }
       use_of_frame = use > use_of_frame ? use : use_of_frame;
       blank_of_frame += of_blank;
+      softmax_of_frame += of_softmax;
       const auto of_position = [&](int64_t part) { return w + part + u; };
       T* const most = of_position(layout.use_of_position);
       T* const blanks = of_position(layout.blank_of_position);
@@ -111,6 +114,16 @@ void factored_sums_utterance(const FactoredBackward& p, int64_t b) {
     }
     w[layout.use_of_frame + t] = max_of_lanes<T>(use_of_frame)[0];
     w[layout.blank_of_frame + t] = sum_of_lanes<T>(blank_of_frame)[0];
+    w[layout.softmax_of_frame + t] = sum_of_lanes<T>(softmax_of_frame)[0];
+  }
+  if (!p.smoothing.used()) return;
+  for (int64_t u = 0; u < p.cells; ++u) {
+    static_cast<T*>(p.blank_of_position)[b * p.cells + u] = -w[layout.blank_of_position + u];
+    static_cast<T*>(p.label_of_position)[b * p.cells + u] = w[layout.label_of_position + u];
+  }
+  if (static_cast<const T*>(p.cotangents)[b] == 0) {
+    fill_zeros(w + layout.use_of_frame, p.frames);
+    fill_zeros(w + layout.use_of_position, p.cells);
   }
 }
 
@@ -130,6 +143,10 @@ struct GradientOfClasses {
   T *const exponentials, *const counts;
   const T cotangent, log_smallest;
   const bool relative, stream;
+  const T joint_share, am_share;
+  // Of the average: exponentials of these classes, and its counts, divided by them where they are
+  // exact.
+  alignas(64) T average[kStride], average_factors[kStride], average_counts[kStride];
   LabelOfBlock* const labels;
   int64_t num_labels = 0;
   bool any_inexact = false;
@@ -150,6 +167,8 @@ struct GradientOfClasses {
         log_smallest(log_positive<T>(broadcast<T>(smallest_exact_sum<T>(p.classes)))[0]),
         relative(p.normalization != Normalization::kNone),
         stream(p.batch * p.frames * p.classes * int64_t(sizeof(In)) > kMostCached),
+        joint_share(T(p.smoothing.joint_share)),
+        am_share(T(p.smoothing.am_share)),
         labels(utterance.labels_of(block)) {}
 
   T use(int64_t part, int64_t row) const { return utterance.workspace[part + row]; }
@@ -161,7 +180,18 @@ struct GradientOfClasses {
     return clipped_label(p.labels + utterance.b * (p.cells - 1), p.cells - 1, u, p.classes);
   }
 
+  // The average's elements for this block's classes, i, i + 1, ...
+  JAX_RNNT_INLINE_MEMBER Vec<T> average_at(int64_t i) const {
+    const ScoreRows<T> averages(p.smoothing.average, p.batch, p.classes, -1);
+    return averages.at(averages.row(utterance.b), first + i);
+  }
+
   void run() {
+    for (int64_t i = 0; i < classes && p.smoothing.used(); i += L) {
+      store(average + i, exp_nonpositive<T>(average_at(i)));
+      store(average_factors + i, Vec<T>{});
+      store(average_counts + i, Vec<T>{});
+    }
     const int64_t of_block = layout.rows * stride;
     fill_zeros(counts, of_block);
     if (relative) fill_zeros(exponentials, of_block);
@@ -175,7 +205,14 @@ struct GradientOfClasses {
     for (int64_t t = 0; t < p.frames; t += kFramesOfBlock) {
       write_frames(t, p.frames - t < kFramesOfBlock ? p.frames - t : kFramesOfBlock);
     }
-    for (int64_t u = 0; u < p.cells; ++u) write_position(u);
+    for (int64_t u = 0; u < p.cells; ++u) {
+      if (p.smoothing.used()) {
+        write_position(u, static_cast<T*>(p.lm_gradient));
+      } else {
+        write_position(u, static_cast<In*>(p.lm_gradient));
+      }
+    }
+    if (p.smoothing.used()) write_average();
     finish_streaming();
   }
 
@@ -195,7 +232,8 @@ struct GradientOfClasses {
         const Vec<T> logs = utterance.some(utterance.denominators + (t + r) * p.cells, u);
         const IntVec<T> used = weights != T(0), exact = logs >= log_smallest;
         inexact |= used && !exact;
-        store(out + i, used && exact ? weights * exp_nonpositive<T>(-logs) : Vec<T>{});
+        store(out + i,
+              used && exact ? joint_share * weights * exp_nonpositive<T>(-logs) : Vec<T>{});
       }
     }
     return any<T>(inexact);
@@ -224,7 +262,7 @@ struct GradientOfClasses {
   void add_inexact_cell(int64_t t, int64_t u, T* out) const {
     const int64_t cell = t * p.cells + u;
     const T label = utterance.label[cell], log = utterance.denominators[cell];
-    const T weight = utterance.hat() ? label : label + utterance.blank[cell];
+    const T weight = joint_share * (utterance.hat() ? label : label + utterance.blank[cell]);
     if (weight == 0 || log >= log_smallest) return;
     const In *x = am_row(t), *y = lm_row(u);
     for (int64_t i = 0; i < classes; i += L) {
@@ -234,9 +272,51 @@ struct GradientOfClasses {
     }
   }
 
+  // Of the encoder's term with the average in frame t.
+  T encoder_weight(int64_t t) const {
+    return use(layout.use_of_frame, t) == kSoftmax ? am_share * use(layout.softmax_of_frame, t)
+                                                   : T(0);
+  }
+  T encoder_log(int64_t t) const {
+    return static_cast<const T*>(p.smoothing.encoder_logs)[utterance.b * p.frames + t];
+  }
+
+  // Adds that term to the sums of a frame, unless it is inexact.
+  void add_encoder(int64_t t, const T* scores, T* sums) {
+    const T weight = encoder_weight(t), log = encoder_log(t);
+    if (weight == 0 || !(log >= log_smallest)) return;
+    const T factor = weight * exp_nonpositive<T>(broadcast<T>(-log))[0];
+    for (int64_t i = 0; i < classes; i += L) {
+      store(sums + i, load<Vec<T>>(sums + i) + factor * load<Vec<T>>(average + i));
+      store(average_factors + i,
+            load<Vec<T>>(average_factors + i) + factor * load<Vec<T>>(scores + i));
+    }
+  }
+
+  // Adds it to the counts of the frame and of the average, if it is inexact.
+  void add_inexact_encoder(int64_t t, T* row) {
+    const T weight = encoder_weight(t), log = encoder_log(t);
+    if (weight == 0 || log >= log_smallest) return;
+    for (int64_t i = 0; i < classes; i += L) {
+      const Vec<T> terms = (am.at(am_row(t), first + i) - am_top(t)) + average_at(i);
+      const Vec<T> counts = weight * exp_nonpositive<T>(terms - log);
+      store(row + i, load<Vec<T>>(row + i) + counts);
+      store(average_counts + i, load<Vec<T>>(average_counts + i) + counts);
+    }
+  }
+
+  void write_average() const {
+    T* const out = static_cast<T*>(p.average_gradient) + utterance.b * p.classes + first;
+    for (int64_t i = 0; i < classes; ++i) {
+      const T counts = average_factors[i] * average[i] + average_counts[i];
+      out[i] = cotangent == 0 ? T(0) : cotangent * counts;
+    }
+  }
+
   // The block's part of a row's gradient from its counts, which it may overwrite.
-  void write_row(T* row, T blank, In* out) const {
-    constexpr int64_t kLine = kCacheLine / int64_t(sizeof(In));
+  template <class Out>
+  void write_row(T* row, T blank, Out* out) const {
+    constexpr int64_t kLine = kCacheLine / int64_t(sizeof(Out));
     const int64_t at_blank = p.blank_id - first;
     if (0 <= at_blank && at_blank < classes) row[at_blank] += blank;
     if (!stream) {
@@ -246,17 +326,17 @@ struct GradientOfClasses {
       return;
     }
     // Rows begin anywhere in a cache line; these elements, too.
-    alignas(kCacheLine) In lines[kStride + 2 * kLine];
-    const int64_t offset = int64_t(reinterpret_cast<uintptr_t>(out) % kCacheLine / sizeof(In));
-    In* const staged = lines + offset;
+    alignas(kCacheLine) Out lines[kStride + 2 * kLine];
+    const int64_t offset = int64_t(reinterpret_cast<uintptr_t>(out) % kCacheLine / sizeof(Out));
+    Out* const staged = lines + offset;
     for (int64_t i = 0; i < classes; i += L) {
       store_lanes(staged + i, load<Vec<T>>(row + i) * cotangent);
     }
     const int64_t head = (kLine - offset) % kLine, begin = head < classes ? head : classes;
     const int64_t end = begin + (classes - begin) / kLine * kLine;
-    __builtin_memcpy(out, staged, begin * sizeof(In));
-    stream_lines(out + begin, staged + begin, (end - begin) * sizeof(In));
-    __builtin_memcpy(out + end, staged + end, (classes - end) * sizeof(In));
+    __builtin_memcpy(out, staged, begin * sizeof(Out));
+    stream_lines(out + begin, staged + begin, (end - begin) * sizeof(Out));
+    __builtin_memcpy(out + end, staged + end, (classes - end) * sizeof(Out));
   }
 
   void write_frames(int64_t t, int64_t frames) {
@@ -276,6 +356,10 @@ struct GradientOfClasses {
     fill_zeros(sums, round_up(frames, kTileRows) * kStride);
     const bool inexact_here = any_used && multiply(t, frames, scores, sums);
     any_inexact |= inexact_here;
+    const bool smoothed = any_used && p.smoothing.used();
+    for (int64_t r = 0; r < frames && smoothed; ++r) {
+      add_encoder(t + r, scores + r * kStride, sums + r * kStride);
+    }
     for (int64_t r = 0; r < frames; ++r) {
       In* const out = static_cast<In*>(p.am_gradient) + (am_row(t + r) - am.data) + first;
       if (use_of(r) == kUnused) {
@@ -288,16 +372,19 @@ struct GradientOfClasses {
         store(row + i, load<Vec<T>>(row + i) * load<Vec<T>>(factors + i));
       }
       for (int64_t u = 0; u < p.cells && inexact_here; ++u) add_inexact_cell(t + r, u, row);
+      if (smoothed) add_inexact_encoder(t + r, row);
+      const T arcs_share = joint_share + am_share;
       const T* const label_weights = utterance.label + (t + r) * p.cells;
       for (int64_t k = 0; k < num_labels; ++k) {
-        row[labels[k].offset] -= label_weights[labels[k].position];
+        row[labels[k].offset] -= arcs_share * label_weights[labels[k].position];
       }
-      write_row(row, use(layout.blank_of_frame, t + r), out);
+      write_row(row, arcs_share * use(layout.blank_of_frame, t + r), out);
     }
   }
 
-  void write_position(int64_t u) const {
-    In* const out = static_cast<In*>(p.lm_gradient) + (lm_row(u) - lm.data) + first;
+  template <class Out>
+  void write_position(int64_t u, Out* gradient) const {
+    Out* const out = gradient + (lm_row(u) - lm.data) + first;
     if (use(layout.use_of_position, u) == kUnused) return fill_zeros(out, classes);
     T* const row = counts + u * stride;
     const T* const scores = exponentials + u * stride;
@@ -306,8 +393,10 @@ struct GradientOfClasses {
     }
     for (int64_t t = 0; t < p.frames && any_inexact; ++t) add_inexact_cell(t, u, row);
     const int64_t label = label_of(u) - first;
-    if (0 <= label && label < classes) row[label] -= use(layout.label_of_position, u);
-    write_row(row, use(layout.blank_of_position, u), out);
+    if (0 <= label && label < classes) {
+      row[label] -= joint_share * use(layout.label_of_position, u);
+    }
+    write_row(row, joint_share * use(layout.blank_of_position, u), out);
   }
 };
 

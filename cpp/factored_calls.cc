@@ -56,6 +56,24 @@ struct FactoredSizes {
     return check("lm_top", lm_top, batch * cells, "(*batch, U+1)");
   }
 
+  // What smoothed arcs take beside the joiner's.
+  ffi::Error decode(Smoothing& smoothing, const ffi::AnyBuffer& average, double joint_share,
+                    double am_share) const {
+    JAX_RNNT_RETURN_IF_ERROR(check("average", average, batch * classes, "(*batch, V)"));
+    smoothing.joint_share = joint_share;
+    smoothing.am_share = am_share;
+    smoothing.average = average.untyped_data();
+    return ffi::Error::Success();
+  }
+  template <class Buffer>
+  ffi::Error check_positions(const char* name, const Buffer& buffer) const {
+    return check(name, buffer, batch * cells, "(*batch, U+1)");
+  }
+  template <class Buffer>
+  ffi::Error check_encoder_logs(const Buffer& buffer) const {
+    return check("encoder_logs", buffer, batch * frames, "(*batch, T)");
+  }
+
   ffi::Error decode_workspace(AnyResult workspace, void*& data, int64_t& of_utterance) const {
     if (workspace->element_type() != accumulator_type(dtype)) {
       return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the accumulator's dtype");
@@ -65,6 +83,20 @@ struct FactoredSizes {
     return ffi::Error::Success();
   }
 };
+
+template <class Params>
+FactoredSizes sizes_of(const Params& params, DType dtype) {
+  return {params.batch, params.frames, params.cells, params.classes, dtype};
+}
+
+ffi::Error check_gradient(const char* name, AnyResult gradient, const ffi::AnyBuffer& of,
+                          ffi::DataType type) {
+  if (elements(gradient->dimensions()) == elements(of.dimensions()) &&
+      gradient->element_type() == type) {
+    return ffi::Error::Success();
+  }
+  return shape_error(name, gradient->dimensions(), "the scores' shape and dtype");
+}
 
 }  // namespace
 
@@ -98,15 +130,23 @@ ffi::Error decode(FactoredForward& params, DType& dtype, ffi::AnyBuffer am, ffi:
       .lm_top = lm_top->untyped_data(),
       .workspace = nullptr,
       .workspace_elements = 0,
+      .smoothing = kNotSmoothed,
+      .blank_scores = nullptr,
+      .label_scores = nullptr,
   };
   return s.decode_workspace(workspace, params.workspace, params.workspace_elements);
 }
 
-ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi::AnyBuffer lm,
-                  Int32Buffer labels, ffi::AnyBuffer denominators, ffi::AnyBuffer am_top,
-                  ffi::AnyBuffer lm_top, ffi::AnyBuffer blank_weights, ffi::AnyBuffer label_weights,
-                  ffi::AnyBuffer cotangents, AnyResult am_gradient, AnyResult lm_gradient,
-                  AnyResult workspace, int64_t blank_id, int64_t normalization) {
+namespace {
+
+// Smoothed, lm's gradient is not yet all of it, and in the accumulator's dtype.
+ffi::Error decode_backward(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am,
+                           ffi::AnyBuffer lm, Int32Buffer labels, ffi::AnyBuffer denominators,
+                           ffi::AnyBuffer am_top, ffi::AnyBuffer lm_top,
+                           ffi::AnyBuffer blank_weights, ffi::AnyBuffer label_weights,
+                           ffi::AnyBuffer cotangents, AnyResult am_gradient, AnyResult lm_gradient,
+                           AnyResult workspace, int64_t blank_id, int64_t normalization,
+                           bool smoothed) {
   FactoredSizes s;
   JAX_RNNT_RETURN_IF_ERROR(s.decode(am, lm, labels, blank_id, normalization));
   JAX_RNNT_RETURN_IF_ERROR(s.check_plane("denominators", denominators));
@@ -114,14 +154,9 @@ ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi
   JAX_RNNT_RETURN_IF_ERROR(s.check_plane("label_weights", label_weights));
   JAX_RNNT_RETURN_IF_ERROR(s.check_tops(am_top, lm_top));
   JAX_RNNT_RETURN_IF_ERROR(s.check("cotangents", cotangents, s.batch, "(*batch,)"));
-  for (const auto& [name, gradient, of] :
-       {std::tuple<const char*, AnyResult&, const ffi::AnyBuffer&>{"am_gradient", am_gradient, am},
-        {"lm_gradient", lm_gradient, lm}}) {
-    if (elements(gradient->dimensions()) != elements(of.dimensions()) ||
-        gradient->element_type() != of.element_type()) {
-      return shape_error(name, gradient->dimensions(), "the scores' shape and dtype");
-    }
-  }
+  JAX_RNNT_RETURN_IF_ERROR(check_gradient("am_gradient", am_gradient, am, am.element_type()));
+  JAX_RNNT_RETURN_IF_ERROR(check_gradient(
+      "lm_gradient", lm_gradient, lm, smoothed ? accumulator_type(s.dtype) : lm.element_type()));
   dtype = s.dtype;
   params = {
       .batch = s.batch,
@@ -143,8 +178,70 @@ ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi
       .lm_gradient = lm_gradient->untyped_data(),
       .workspace = nullptr,
       .workspace_elements = 0,
+      .smoothing = kNotSmoothed,
+      .average_gradient = nullptr,
+      .blank_of_position = nullptr,
+      .label_of_position = nullptr,
   };
   return s.decode_workspace(workspace, params.workspace, params.workspace_elements);
+}
+
+}  // namespace
+
+ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi::AnyBuffer lm,
+                  Int32Buffer labels, ffi::AnyBuffer denominators, ffi::AnyBuffer am_top,
+                  ffi::AnyBuffer lm_top, ffi::AnyBuffer blank_weights, ffi::AnyBuffer label_weights,
+                  ffi::AnyBuffer cotangents, AnyResult am_gradient, AnyResult lm_gradient,
+                  AnyResult workspace, int64_t blank_id, int64_t normalization) {
+  return decode_backward(params, dtype, am, lm, labels, denominators, am_top, lm_top, blank_weights,
+                         label_weights, cotangents, am_gradient, lm_gradient, workspace, blank_id,
+                         normalization, false);
+}
+
+ffi::Error decode(FactoredForward& params, DType& dtype, ffi::AnyBuffer am, ffi::AnyBuffer lm,
+                  ffi::AnyBuffer average, ffi::AnyBuffer blank_scores, ffi::AnyBuffer label_scores,
+                  Int32Buffer labels, Int32Buffer bounds, AnyResult blank, AnyResult label,
+                  AnyResult denominators, AnyResult am_top, AnyResult lm_top,
+                  AnyResult encoder_logs, AnyResult workspace, int64_t blank_id, double joint_share,
+                  double am_share) {
+  JAX_RNNT_RETURN_IF_ERROR(decode(params, dtype, am, lm, labels, bounds, blank, label, denominators,
+                                  am_top, lm_top, workspace, blank_id,
+                                  int64_t(Normalization::kSoftmax)));
+  const FactoredSizes s = sizes_of(params, dtype);
+  JAX_RNNT_RETURN_IF_ERROR(s.decode(params.smoothing, average, joint_share, am_share));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_positions("blank_scores", blank_scores));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_positions("label_scores", label_scores));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_encoder_logs(*encoder_logs));
+  params.smoothing.encoder_logs = encoder_logs->untyped_data();
+  params.blank_scores = blank_scores.untyped_data();
+  params.label_scores = label_scores.untyped_data();
+  return ffi::Error::Success();
+}
+
+ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi::AnyBuffer lm,
+                  ffi::AnyBuffer average, Int32Buffer labels, ffi::AnyBuffer denominators,
+                  ffi::AnyBuffer am_top, ffi::AnyBuffer lm_top, ffi::AnyBuffer encoder_logs,
+                  ffi::AnyBuffer blank_weights, ffi::AnyBuffer label_weights,
+                  ffi::AnyBuffer cotangents, AnyResult am_gradient, AnyResult lm_gradient,
+                  AnyResult average_gradient, AnyResult blank_of_position,
+                  AnyResult label_of_position, AnyResult workspace, int64_t blank_id,
+                  double joint_share, double am_share) {
+  JAX_RNNT_RETURN_IF_ERROR(decode_backward(params, dtype, am, lm, labels, denominators, am_top,
+                                           lm_top, blank_weights, label_weights, cotangents,
+                                           am_gradient, lm_gradient, workspace, blank_id,
+                                           int64_t(Normalization::kSoftmax), true));
+  const FactoredSizes s = sizes_of(params, dtype);
+  JAX_RNNT_RETURN_IF_ERROR(s.decode(params.smoothing, average, joint_share, am_share));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_encoder_logs(encoder_logs));
+  JAX_RNNT_RETURN_IF_ERROR(
+      s.check("average_gradient", *average_gradient, s.batch * s.classes, "(*batch, V)"));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_positions("blank_of_position", *blank_of_position));
+  JAX_RNNT_RETURN_IF_ERROR(s.check_positions("label_of_position", *label_of_position));
+  params.smoothing.encoder_logs = encoder_logs.untyped_data();
+  params.average_gradient = average_gradient->untyped_data();
+  params.blank_of_position = blank_of_position->untyped_data();
+  params.label_of_position = label_of_position->untyped_data();
+  return ffi::Error::Success();
 }
 
 ffi::Error check_workspace(const FactoredForward& params, int64_t needed_elements) {

@@ -4,6 +4,9 @@
 //
 // by blocks of frames, label positions and classes. Where both rows peak at different classes, all
 // products may be too small for floating point: such cells are computed again, exactly.
+//
+// The denominators of smoothed arcs' encoder by itself are products of the same exponentials with
+// those of the average.
 #pragma once
 
 #include "arcs_forward.h"
@@ -24,6 +27,22 @@ ScoreRows<In> lm_of(const FactoredForward& p) {
   return {p.lm, p.batch * p.cells, p.classes, excluded};
 }
 
+// Rows of the average, which are logarithms as they are.
+template <class In>
+ScoreRows<Accumulator<In>> averages_of(const FactoredForward& p) {
+  return {p.smoothing.average, p.batch, p.classes, -1};
+}
+
+template <class In>
+void fill_average(const FactoredForward& p, int64_t b, Accumulator<In>* out) {
+  using T = Accumulator<In>;
+  const ScoreRows<T> averages = averages_of<In>(p);
+  const T* const row = averages.row(b);
+  for (int64_t v = 0; v < p.classes; v += kLanes<T>) {
+    store(out + v, exp_nonpositive<T>(averages.at(row, v)));
+  }
+}
+
 // What the frames need of kPositions label positions.
 template <class In>
 void factored_positions_block(const FactoredForward& p, int64_t item) {
@@ -38,6 +57,7 @@ void factored_positions_block(const FactoredForward& p, int64_t item) {
   const int32_t* labels = p.labels + b * (p.cells - 1);
   T* const workspace = static_cast<T*>(p.workspace) + b * p.workspace_elements;
   T* const top_out = static_cast<T*>(p.lm_top) + b * p.cells;
+  if (p.smoothing.used() && first == 0) fill_average<In>(p, b, workspace + layout.average);
   const bool relative = p.normalization != Normalization::kNone;
   const In* rows[kPositions];
   T tops[kPositions];
@@ -77,10 +97,11 @@ void factored_positions_block(const FactoredForward& p, int64_t item) {
 }
 
 // log sum_v exp(am[v] - am_top + lm[v] - lm_top), by its own largest term.
-template <class In>
+template <class In, class Other>
 __attribute__((noinline)) Accumulator<In> log_sum_of_products(const ScoreRows<In>& am, const In* x,
                                                               Accumulator<In> am_top,
-                                                              const ScoreRows<In>& lm, const In* y,
+                                                              const ScoreRows<Other>& lm,
+                                                              const Other* y,
                                                               Accumulator<In> lm_top) {
   using T = Accumulator<In>;
   const auto term = [&](int64_t i) __attribute__((always_inline)) {
@@ -104,6 +125,7 @@ struct FramesOfBlock {
     T top;
     bool dead;
     int64_t first_cell;
+    T encoder_log;
   };
 
   const FactoredForward& p;
@@ -122,11 +144,22 @@ struct FramesOfBlock {
     const bool dead = top == T(-__builtin_inf());
     if (dead) top = 0;
     static_cast<T*>(p.am_top)[row] = top;
-    frames[count++] = {scores, top, dead, row * p.cells};
+    frames[count++] = {scores, top, dead, row * p.cells, T(0)};
   }
 
-  // sums (count, kWidth) of products, for some label positions from `first` on.
-  void multiply(int64_t first, int64_t columns, T* sums) const {
+  JAX_RNNT_INLINE_MEMBER Vec<T> products_with_average(const T* exponentials, int64_t v,
+                                                      int64_t classes) const {
+    const T* const of_average = positions + layout.average + v;
+    Vec<T> sums{};
+    for (int64_t i = 0; i < classes; i += kLanes<T>) {
+      sums += load<Vec<T>>(exponentials + i) * load<Vec<T>>(of_average + i);
+    }
+    return sums;
+  }
+
+  // sums (count, kWidth) of products, for some label positions from `first` on; also those with the
+  // average, one vector a frame, unless it is null.
+  void multiply(int64_t first, int64_t columns, T* sums, Vec<T>* with_average) const {
     alignas(64) T exponentials[kFramesOfBlock * kClasses];
     const int64_t rows = round_up(count, kTileRows);
     fill_zeros(sums, rows * kWidth);
@@ -140,11 +173,40 @@ struct FramesOfBlock {
         } else {
           am.exponentials(frames[r].scores, frames[r].top, v, classes, out);
         }
+        if (with_average != nullptr) with_average[r] += products_with_average(out, v, classes);
       }
       const T* of_positions = positions + layout.exponentials + v * layout.positions + first;
       add_product<T>({exponentials, kClasses, 1}, {of_positions, layout.positions}, rows, columns,
                      classes, sums, kWidth);
     }
+  }
+
+  void find_encoder_logs(const Vec<T>* sums) {
+    const ScoreRows<T> averages = averages_of<In>(p);
+    for (int64_t r = 0; r < count; ++r) {
+      Frame& frame = frames[r];
+      const T sum = sum_of_lanes<T>(sums[r])[0];
+      frame.encoder_log = log_positive<T>(broadcast<T>(sum))[0];
+      if (!frame.dead && sum < smallest_exact_sum<T>(p.classes)) {
+        frame.encoder_log =
+            log_sum_of_products(am, frame.scores, frame.top, averages, averages.row(b), T(0));
+      }
+      static_cast<T*>(p.smoothing.encoder_logs)[frame.first_cell / p.cells] = frame.encoder_log;
+    }
+  }
+
+  // Smoothed arcs from those of the joiner and scores of `am` relative to the frame's largest.
+  JAX_RNNT_INLINE_MEMBER Vec<T> smoothed(const Frame& frame, int64_t u, Vec<T> joint,
+                                         Vec<T> am_scores, const void* position_scores) const {
+    if (!p.smoothing.used()) return joint;
+    const T* const row = static_cast<const T*>(position_scores) + b * p.cells + u;
+    const int64_t there = p.cells - u;
+    const Vec<T> scores = load_some(row, 0, there < kLanes<T> ? int(there) : kLanes<T>, T(0));
+    const Vec<T> minus_inf = broadcast<T>(T(-__builtin_inf()));
+    const Vec<T> alone = T(p.smoothing.am_share) * (am_scores - frame.encoder_log) + scores;
+    // A class that the average forbids stays so where it forbids all; NaN stays, too.
+    const IntVec<T> forbidden = joint == minus_inf || (scores == minus_inf && joint == joint);
+    return forbidden ? minus_inf : T(p.smoothing.joint_share) * joint + alone;
   }
 
   // Logarithms of sums of products of a frame with the label positions u, u + 1, ...
@@ -189,7 +251,8 @@ struct FramesOfBlock {
       for (int k = 0; k < L; ++k) at_label[k] = frame.scores[labels[i + k]];
       const Vec<T> lm_blank = load<Vec<T>>(positions + layout.blank + u);
       const Vec<T> lm_label = load<Vec<T>>(positions + layout.label + u);
-      Vec<T> label = log_ratio(load_lanes(at_label) - frame.top, lm_label);
+      const Vec<T> am_label = load_lanes(at_label) - frame.top;
+      Vec<T> label = log_ratio(am_label, lm_label);
       Vec<T> blank;
       if (p.normalization == Normalization::kHat) {
         const LogSigmoids<T> sigmoids = log_sigmoids<T>(am_blank + lm_blank);
@@ -198,6 +261,8 @@ struct FramesOfBlock {
       } else {
         blank = log_ratio(broadcast<T>(am_blank), lm_blank);
       }
+      blank = smoothed(frame, u, blank, broadcast<T>(am_blank), p.blank_scores);
+      label = smoothed(frame, u, label, am_label, p.label_scores);
       const LaneRange cells = lanes_between<T>(u, visited.begin, visited.end);
       const LaneRange with_label = lanes_between<T>(u, visited.begin, visited.end - 1);
       store_some(blank_out + u, cells.begin, cells.end, blank);
@@ -206,8 +271,10 @@ struct FramesOfBlock {
     }
   }
 
-  void run() const {
+  void run() {
     alignas(64) T sums[kFramesOfBlock * kWidth];
+    Vec<T> with_average[kFramesOfBlock] = {};
+    bool average_to_come = p.smoothing.used();
     int32_t labels[kWidth];
     const int32_t* const all_labels = p.labels + b * (p.cells - 1);
     for (int64_t first = visited.begin / kWidth * kWidth; first < visited.end; first += kWidth) {
@@ -216,7 +283,11 @@ struct FramesOfBlock {
       for (int64_t i = 0; i < columns; ++i) {
         labels[i] = int32_t(clipped_label(all_labels, p.cells - 1, first + i, p.classes));
       }
-      if (p.normalization != Normalization::kNone) multiply(first, columns, sums);
+      if (p.normalization != Normalization::kNone) {
+        multiply(first, columns, sums, average_to_come ? with_average : nullptr);
+      }
+      if (average_to_come) find_encoder_logs(with_average);
+      average_to_come = false;
       for (int64_t r = 0; r < count; ++r) {
         write(frames[r], first, columns, labels, sums + r * kWidth);
       }
@@ -244,6 +315,7 @@ void factored_frames_block(const FactoredForward& p, int64_t item) {
   for (int64_t t = begin; t < end; ++t) {
     const int64_t row = b * p.frames + t, cell = row * p.cells;
     static_cast<T*>(p.am_top)[row] = 0;
+    if (p.smoothing.used()) static_cast<T*>(p.smoothing.encoder_logs)[row] = 0;
     if (!valid || t < bounds.frame_begin || t >= bounds.frame_end) {
       fill_padding<In>(p, cell, cell + p.cells);
       continue;

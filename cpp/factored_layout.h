@@ -24,6 +24,7 @@ struct FactoredForwardLayout {
   int64_t positions;           // of a row: U + 1, rounded up
   int64_t blank, label, dead;  // rows of `positions`: relative scores; 1 for a row without classes
   int64_t exponentials;        // (V, positions)
+  int64_t average;             // (V,), rounded up: exponentials, too
   int64_t total;
 };
 
@@ -33,7 +34,8 @@ static inline FactoredForwardLayout factored_forward_layout(int64_t cells, int64
   layout.label = layout.positions;
   layout.dead = 2 * layout.positions;
   layout.exponentials = 3 * layout.positions;
-  layout.total = layout.exponentials + classes * layout.positions;
+  layout.average = layout.exponentials + classes * layout.positions;
+  layout.total = layout.average + round_up(classes, kPositions);
   return layout;
 }
 
@@ -43,7 +45,8 @@ struct FactoredBackwardLayout {
   int64_t blocks;
   int64_t rows;  // of label positions: U + 1, rounded up
   // (T,) or (rows,): what is used of the row; sums of the arcs' weights.
-  int64_t use_of_frame, blank_of_frame, use_of_position, blank_of_position, label_of_position;
+  int64_t use_of_frame, blank_of_frame, softmax_of_frame;
+  int64_t use_of_position, blank_of_position, label_of_position;
   int64_t blank_scores;          // (rows,), of lm
   int64_t labels;                // (blocks, rows) pairs of 32-bit integers: LabelOfBlock
   int64_t exponentials, counts;  // (blocks, rows, block_classes)
@@ -62,7 +65,8 @@ static inline FactoredBackwardLayout factored_backward_layout(int64_t frames, in
   const int64_t of_frames = round_up(frames, kPositions);
   const int64_t of_positions = round_up(cells, kPositions);
   layout.blank_of_frame = of_frames;
-  layout.use_of_position = 2 * of_frames;
+  layout.softmax_of_frame = 2 * of_frames;
+  layout.use_of_position = 3 * of_frames;
   layout.blank_of_position = layout.use_of_position + of_positions;
   layout.label_of_position = layout.blank_of_position + of_positions;
   layout.blank_scores = layout.label_of_position + of_positions;

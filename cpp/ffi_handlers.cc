@@ -171,6 +171,8 @@ XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Pool>()
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(smoothed_fwd_handler, factored_fwd, smoothed_fwd_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(smoothed_bwd_handler, factored_bwd, smoothed_bwd_signature<Pool>());
 
 }  // namespace
 
@@ -188,6 +190,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
       {"jax_rnnt_factored_fwd", factored_fwd_handler},
       {"jax_rnnt_factored_bwd", factored_bwd_handler},
+      {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},
+      {"jax_rnnt_smoothed_bwd", smoothed_bwd_handler},
   };
 }
 

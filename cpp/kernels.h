@@ -73,6 +73,19 @@ struct ArcsBackward {
   void* gradient;             // as logits, or in their memory
 };
 
+// What makes smoothed arcs of those of the additive joiner, log P[t, u, v]: they are
+//
+//   joint_share log P[t, u, v] + am_share (am[t, v] - log sum_k exp(am[t, k] + average[k])) +
+//   scores[u, v].
+struct Smoothing {
+  double joint_share, am_share;
+  const void* average;  // (batch, V), logarithms of probabilities; null without smoothing
+  void* encoder_logs;   // (batch, T): log sum_v exp(am[t, v] - am_top[t] + average[v])
+
+  JAX_RNNT_MEMBER bool used() const { return average != nullptr; }
+};
+constexpr Smoothing kNotSmoothed{1, 0, nullptr, nullptr};
+
 // Arcs of the additive joiner, whose logits are am[t] + lm[u], for one batch. Scores are relative
 // to the largest of their row, which the tops are: 0 for a row of all -inf, NaN where one is +inf.
 struct FactoredForward {
@@ -90,10 +103,14 @@ struct FactoredForward {
   void* lm_top;        // (batch, W)
   void* workspace;     // (batch, workspace_elements)
   int64_t workspace_elements;
+  Smoothing smoothing;
+  // (batch, W): smoothed arcs' scores of the label positions.
+  const void *blank_scores, *label_scores;
 };
 
 // Arc weights to the gradients of both halves. Frames and label positions all of whose weights are
-// 0 get exact zeros, and their rows of scores are not read.
+// 0 get exact zeros, and their rows of scores are not read. Smoothed, utterances whose cotangent is
+// 0 do so, too.
 struct FactoredBackward {
   int64_t batch, frames, cells, classes;
   int64_t blank_id;
@@ -108,9 +125,12 @@ struct FactoredBackward {
   const void* label_weights;  // plane
   const void* cotangents;     // (batch,), of the loss
   void* am_gradient;          // as am
-  void* lm_gradient;          // as lm
+  void* lm_gradient;          // as lm; smoothed, in the accumulator's dtype, and of log P alone
   void* workspace;            // (batch, workspace_elements)
   int64_t workspace_elements;
+  Smoothing smoothing;
+  void* average_gradient;                       // (batch, V), of the softmax alone
+  void *blank_of_position, *label_of_position;  // (batch, W): sums of the weights over the frames
 };
 
 // Packed rows: instead of a plane of its own, each of a number of utterances has as many of a

@@ -16,7 +16,7 @@ from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .reduction import negative, reduce_losses
-from .smoothed_arcs import smoothed_arcs_bwd, smoothed_arcs_fwd
+from .smoothed_arcs import SmoothedResiduals, smoothed_arcs_bwd, smoothed_arcs_fwd
 from .types import (
     ArcsOptions,
     Array,
@@ -378,7 +378,7 @@ _loss.defvjp(_loss_fwd, _loss_bwd)
 
 def _arcs(
     options: _Options, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
-) -> tuple[jax.Array, jax.Array, Denominators]:
+) -> tuple[jax.Array, jax.Array, Denominators | SmoothedResiduals]:
     if options.smoothing is None:
         return factored_arcs_fwd(options.arcs, am, lm, labels, bounds)
     return smoothed_arcs_fwd(options.arcs, options.smoothing, am, lm, labels, bounds)

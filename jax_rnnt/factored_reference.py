@@ -46,7 +46,7 @@ def factored_fwd(
       `(blank, label, *Denominators)`: log-probabilities of the two arcs, `(*batch, T, U+1)`, -inf
       outside the bounds.
     """
-    function = partial(_arcs_fwd, blank_id=blank_id, normalization=normalization)
+    function = partial(arcs_of_batch, blank_id=blank_id, normalization=normalization)
     return per_shard(function, am.ndim - 2, am, lm, labels, bounds)
 
 
@@ -65,7 +65,7 @@ def factored_best(
 
     def function(am: jax.Array, lm: jax.Array, bounds: jax.Array) -> tuple[jax.Array, ...]:
         params: Any = {"blank_id": blank_id, "normalization": normalization}
-        return _arcs_fwd(am, lm, None, bounds, **params)[:2]
+        return arcs_of_batch(am, lm, None, bounds, **params)[:2]
 
     return per_shard(function, am.ndim - 2, am, lm, bounds)
 
@@ -96,13 +96,13 @@ def factored_bwd(
     Returns:
       `(d_am, d_lm)` in the dtype of `am` and `lm`.
     """
-    function = partial(_arcs_bwd, blank_id=blank_id, normalization=normalization)
+    function = partial(gradients_of_batch, blank_id=blank_id, normalization=normalization)
     operands = (am, lm, labels, denominators, am_top, lm_top)
     weights = (blank_weights, label_weights, cotangents)
     return per_shard(function, am.ndim - 2, *operands, *weights)
 
 
-def _arcs_fwd(
+def arcs_of_batch(
     am: jax.Array,
     lm: jax.Array,
     labels: jax.Array | None,
@@ -163,10 +163,10 @@ def _label_scores(
     (B, T, V), W = am.shape, lm.shape[1]
     dtype = accumulator_dtype(am.dtype)
     if labels is not None:
-        label_ids = _label_ids(labels, V)
-        at_label = jnp.broadcast_to(label_ids[:, None], (B, T, W))
+        ids = label_ids(labels, V)
+        at_label = jnp.broadcast_to(ids[:, None], (B, T, W))
         am_label = jnp.take_along_axis(am, at_label, axis=2).astype(dtype)
-        lm_label = jnp.take_along_axis(lm, label_ids[..., None], axis=2)[:, None, :, 0]
+        lm_label = jnp.take_along_axis(lm, ids[..., None], axis=2)[:, None, :, 0]
         return am_label - am_top, lm_label.astype(dtype) - lm_top
     tops = (jnp.broadcast_to(x, shape) for x, shape in ((am_top, (B, T, 1)), (lm_top, (B, 1, W))))
     am_top, lm_top = tops
@@ -180,7 +180,7 @@ def _label_scores(
     return jnp.swapaxes(best, 0, 1), jnp.zeros_like(lm_top)
 
 
-def _arcs_bwd(
+def gradients_of_batch(
     am: jax.Array,
     lm: jax.Array,
     labels: jax.Array,
@@ -203,13 +203,13 @@ def _arcs_bwd(
         z = jnp.where(active, z, 0)
         of_blank = label_weights * jax.nn.sigmoid(z) - blank_weights * jax.nn.sigmoid(-z)
         scale = label_weights
-    label_ids, cotangents = _label_ids(labels, V), cotangents[:, None, None]
-    add_columns = jax.vmap(lambda plane, ids, columns: plane.at[:, ids].add(columns))
+    ids, cotangents = label_ids(labels, V), cotangents[:, None, None]
+    add_columns = jax.vmap(lambda plane, at, columns: plane.at[:, at].add(columns))
 
     def by_am(counts: jax.Array, *planes: jax.Array) -> jax.Array:
         """The gradient by some frames of `am`, in the memory of their expected counts."""
         label_weights, of_blank, active = planes
-        gradient = add_columns(counts, label_ids, -label_weights)
+        gradient = add_columns(counts, ids, -label_weights)
         gradient = gradient.at[:, :, blank_id].add(jnp.sum(of_blank, axis=2))
         gradient = jnp.where(jnp.any(active, axis=2)[..., None], cotangents * gradient, 0)
         return gradient.astype(am.dtype)
@@ -223,7 +223,7 @@ def _arcs_bwd(
         lm_rows = rows_relative_to(lm_top, lm, jnp.any(scale != 0, axis=1), excluded)
         d_am, d_lm = expected_counts(am_rows, lm_rows, by_am, denominators, scale, *planes)
 
-    is_label = axis_index(3, -1, V) == label_ids[..., None]
+    is_label = axis_index(3, -1, V) == ids[..., None]
     d_lm = d_lm - jnp.where(is_label, jnp.sum(label_weights, axis=1)[..., None], 0)
     d_lm = d_lm.at[:, :, blank_id].add(jnp.sum(of_blank, axis=1))
     d_lm = jnp.where(jnp.any(active, axis=1)[..., None], cotangents * d_lm, 0)
@@ -236,6 +236,6 @@ def _log_ratio(am: jax.Array, lm: jax.Array, denominators: jax.Array) -> jax.Arr
     return jnp.where(forbidden, -jnp.inf, (am + lm) - jnp.where(forbidden, 0, denominators))
 
 
-def _label_ids(labels: jax.Array, V: int) -> jax.Array:
-    """The label of each position, `(B, U+1)`, clipped to classes; the last one has none."""
-    return jnp.clip(jnp.pad(labels, [(0, 0), (0, 1)]), 0, V - 1)
+def label_ids(labels: jax.Array, V: int) -> jax.Array:
+    """The label of each position, `(*batch, U+1)`, clipped to classes; the last one has none."""
+    return jnp.clip(jnp.pad(labels, [*[(0, 0)] * (labels.ndim - 1), (0, 1)]), 0, V - 1)

@@ -6,23 +6,35 @@ the predictor's average p over the batch:
 
     (1 - a - l) log_softmax(am[t] + lm[u]) + l log_softmax(lm[u]) + a log_softmax(am[t] + log p)
 
-The last two terms are a sum of a score per frame and one per label position, which makes them arcs
-of an additive joiner without denominators.
+What is of the size of `am` is done together with the joiner's arcs, in `smoothed_reference` or in a
+kernel: it needs the average and scores of the label positions. The predictor's part is here.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from . import smoothed_reference
+from ._native import ops
+from ._native.jax_versions import with_batch_sharding_of
 from .bounds import rows_inside
-from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
+from .factored_reference import label_ids
 from .numerics import accumulator_dtype, log_denominator, log_ratio
+from .smoothed_reference import weights_by_class
 from .types import ArcsOptions, Denominators, Smoothing
+
+
+class SmoothedResiduals(NamedTuple):
+    """What the gradient of smoothed arcs needs of them."""
+
+    denominators: Denominators
+    encoder_logs: jax.Array  # (*batch, T)
+    clean: jax.Array  # (*batch,): no score of the utterance is NaN or +inf
 
 
 def smoothed_arcs_fwd(
@@ -32,23 +44,30 @@ def smoothed_arcs_fwd(
     lm: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
-) -> tuple[jax.Array, jax.Array, Denominators]:
+) -> tuple[jax.Array, jax.Array, SmoothedResiduals]:
     """`factored_arcs_fwd`, smoothed.
 
     The average p is over the label positions of all utterances with frames and without NaN or +inf.
     """
-    am, lm = _accurate(am, lm)
-    blank, label, denominators = factored_arcs_fwd(options, am, lm, labels, bounds)
     rows = _rows(smoothing, am, lm, bounds)
-    alone = _scores_alone(
-        smoothing,
-        jnp.where(rows.frames[..., None], am, 0),
-        jnp.where(rows.positions[..., None], lm, 0),
-        rows.counted,
+    clean = _all_legal(am, rows.frames) & _all_legal(lm, rows.positions)
+    predictor = _predictor_alone(smoothing, lm, rows, clean)
+    scores = jnp.zeros_like(predictor.scores)
+    if smoothing.lm_only_scale:  # not 0 * -inf
+        scores += smoothing.lm_only_scale * predictor.scores
+    if smoothing.am_only_scale:
+        scores += smoothing.am_only_scale * predictor.average
+    at_label = label_ids(labels, lm.shape[-1])[..., None]
+    blank, label, *denominators, encoder_logs = _op(options, smoothing, "smoothed_fwd")(
+        am,
+        lm,
+        _average_of_each(smoothing, am, predictor.average),
+        scores[..., options.blank_id],
+        jnp.take_along_axis(scores, at_label, axis=-1)[..., 0],
+        labels,
+        bounds,
     )
-    alone_blank, alone_label, _ = factored_arcs_fwd(_without(options), *alone, labels, bounds)
-    share = smoothing.joint_scale
-    return share * blank + alone_blank, share * label + alone_label, denominators
+    return blank, label, SmoothedResiduals(Denominators(*denominators), encoder_logs, clean)
 
 
 def smoothed_arcs_bwd(
@@ -58,7 +77,7 @@ def smoothed_arcs_bwd(
     lm: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
-    denominators: Denominators,
+    residuals: SmoothedResiduals,
     blank_weights: jax.Array,
     label_weights: jax.Array,
     cotangents: jax.Array,
@@ -70,105 +89,103 @@ def smoothed_arcs_bwd(
       finite: `(*batch,)` bool, utterances with a finite loss. The others get exact zeros, although
         the losses of all depend on their label positions, if these are counted in p.
     """
-    dtypes = am.dtype, lm.dtype
-    am, lm = _accurate(am, lm)
-    share = smoothing.joint_scale
-    d_am, d_lm = factored_arcs_bwd(
-        options,
+    kept = residuals.clean & finite
+    cotangents = jnp.where(kept, cotangents, 0)
+    rows = _rows(smoothing, am, lm, bounds)
+    predictor = _predictor_alone(smoothing, lm, rows, residuals.clean)
+    d_am, d_lm, d_average, *sums = _op(options, smoothing, "smoothed_bwd")(
         am,
         lm,
+        _average_of_each(smoothing, am, predictor.average),
         labels,
-        denominators,
-        share * blank_weights,
-        share * label_weights,
-        cotangents,
-    )
-    rows = _rows(smoothing, am, lm, bounds)
-    clean_am = jnp.where((rows.frames & rows.clean)[..., None], am, 0)
-    clean_lm = jnp.where((rows.positions & rows.clean)[..., None], lm, 0)
-    (am_alone, lm_alone), pull_back = jax.vjp(
-        lambda am, lm: _scores_alone(smoothing, am, lm, rows.counted), clean_am, clean_lm
-    )
-    d_alone = factored_arcs_bwd(
-        _without(options),
-        am_alone,
-        lm_alone,
-        labels,
-        denominators,
+        *residuals.denominators,
+        residuals.encoder_logs,
         blank_weights,
         label_weights,
         cotangents,
     )
-    gradients = (
-        jnp.where((inside & rows.clean & finite[..., None])[..., None], joint + rest, 0)
-        for inside, joint, rest in zip(
-            (rows.frames, rows.positions), (d_am, d_lm), pull_back(d_alone), strict=True
-        )
-    )
-    d_am, d_lm = (x.astype(dtype) for x, dtype in zip(gradients, dtypes, strict=True))
-    return d_am, d_lm
+    of_blank, of_label = (jnp.where(kept[..., None], cotangents[..., None] * x, 0) for x in sums)
+    weights = weights_by_class(of_blank, of_label, labels, options.blank_id, lm.shape[-1])
+    d_scores = -smoothing.lm_only_scale * weights
+    if smoothing.am_only_scale:
+        of_scores = smoothing.am_only_scale * _sum_of_rows(weights)
+        d_average = _sum_of_rows(d_average[..., None, :]) - of_scores
+        d_scores += predictor.share_in_average * d_average
+    softmax = jnp.exp(predictor.scores)
+    d_lm += d_scores - softmax * jnp.sum(d_scores, axis=-1, keepdims=True)
+    d_lm = jnp.where((rows.positions & kept[..., None])[..., None], d_lm, 0)
+    return d_am, d_lm.astype(lm.dtype)
 
 
-class _Masks(NamedTuple):
+class _Rows(NamedTuple):
     frames: jax.Array  # (*batch, T): frames of the utterance
     positions: jax.Array  # (*batch, U+1): label positions that have an effect
-    clean: jax.Array  # (*batch, 1): no score of the utterance is NaN or +inf
-    counted: jax.Array  # (*batch, U+1): label positions that the average is over
 
 
-def _rows(smoothing: Smoothing, am: jax.Array, lm: jax.Array, bounds: jax.Array) -> _Masks:
+def _rows(smoothing: Smoothing, am: jax.Array, lm: jax.Array, bounds: jax.Array) -> _Rows:
     frames, positions = rows_inside(bounds, am.shape[-2], lm.shape[-2])
-    if smoothing.average_padding:
-        positions = jnp.ones_like(positions)
+    return _Rows(frames, jnp.ones_like(positions) if smoothing.average_padding else positions)
 
-    def all_legal(scores: jax.Array, rows: jax.Array) -> jax.Array:
-        return jnp.all((scores < jnp.inf) | ~rows[..., None], axis=(-2, -1))[..., None]
 
-    clean = all_legal(am, frames) & all_legal(lm, positions)
-    counted = positions & clean
+def _all_legal(scores: jax.Array, rows: jax.Array) -> jax.Array:
+    """Whether no score of an utterance's rows is NaN or +inf, `(*batch,)`."""
+    # One sum of a row is many times faster than a comparison of each score. It is below +inf where
+    # all scores are, as it is too small to overflow; XLA's maximum loses NaN on some CPUs.
+    sums = jnp.sum(scores.astype(accumulator_dtype(scores.dtype)) * 2.0**-64, axis=-1)
+    return jnp.all((sums < jnp.inf) | ~rows, axis=-1)
+
+
+class _Predictor(NamedTuple):
+    scores: jax.Array  # (*batch, U+1, V): log-probabilities; finite where there is no effect
+    average: jax.Array  # (1, ..., 1, V): the logarithm of p
+    share_in_average: jax.Array  # (*batch, U+1, V): its derivatives by the scores
+
+
+def _predictor_alone(
+    smoothing: Smoothing, lm: jax.Array, rows: _Rows, clean: jax.Array
+) -> _Predictor:
+    used = rows.positions[..., None]
+    top, log_sum = log_denominator(jnp.where(used, lm.astype(accumulator_dtype(lm.dtype)), 0))
+    scores = log_ratio(jnp.where(used, lm, 0).astype(top.dtype), top[..., None], log_sum[..., None])
+    counted = rows.positions & clean[..., None]
     if not smoothing.average_padding:
-        counted &= jnp.any(frames, axis=-1, keepdims=True)
-    return _Masks(frames, positions, clean, counted)
+        counted &= jnp.any(rows.frames, axis=-1, keepdims=True)
+    in_average = jnp.where(counted[..., None], scores, -jnp.inf)
+    total = _log_sum_exp_of_rows(in_average)
+    count = jnp.maximum(jnp.sum(counted), 1).astype(scores.dtype)
+    share = jnp.exp(in_average - jnp.where(total == -jnp.inf, 0, total))
+    return _Predictor(scores, total - jnp.log(count), share)
 
 
-def _scores_alone(
-    smoothing: Smoothing, am: jax.Array, lm: jax.Array, counted: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The scaled log-probabilities of the encoder with the average, and of the predictor."""
-    lm_alone = _log_softmax(lm)
-    if smoothing.am_only_scale == 0:
-        scores = jnp.zeros_like(am)  # not 0 * -inf
-    else:
-        average = _log_mean_exp(lm_alone, counted)
-        am_alone = _log_softmax(am + average.reshape(*[1] * (am.ndim - 1), -1))
-        scores = smoothing.am_only_scale * am_alone
-    if smoothing.lm_only_scale == 0:
-        return scores, jnp.zeros_like(lm)
-    return scores, smoothing.lm_only_scale * lm_alone
+def _average_of_each(smoothing: Smoothing, am: jax.Array, average: jax.Array) -> jax.Array:
+    """The average for every utterance, `(*batch, V)`; any one where none is mixed in."""
+    average = average if smoothing.am_only_scale else jnp.zeros_like(average)
+    shape = *am.shape[:-2], average.shape[-1]
+    return with_batch_sharding_of(am, am.ndim - 2, jnp.broadcast_to(average[..., 0, :], shape))
 
 
-def _log_softmax(scores: jax.Array) -> jax.Array:
-    """-inf for forbidden classes, also where all are."""
-    top, log_sum = log_denominator(scores)
-    return log_ratio(scores, top[..., None], log_sum[..., None])
-
-
-def _log_mean_exp(scores: jax.Array, rows: jax.Array) -> jax.Array:
-    """Logarithm of the mean of exp(scores) over `rows`, `(V,)`; -inf for what none of them has."""
-    axes = tuple(range(rows.ndim))
-    scores = jnp.where(rows[..., None], scores, -jnp.inf)
-    top = lax.stop_gradient(jnp.max(scores, axis=axes, keepdims=True, initial=-jnp.inf))
+def _log_sum_exp_of_rows(scores: jax.Array) -> jax.Array:
+    """`(1, ..., 1, V)`; -inf for classes that are -inf in all rows."""
+    top = jnp.max(scores, axis=_axes_of_rows(scores), keepdims=True, initial=-jnp.inf)
     top = jnp.where(top == -jnp.inf, 0, top)
-    total = jnp.sum(jnp.exp(scores - top), axis=axes)
-    count = jnp.maximum(jnp.sum(rows), 1).astype(scores.dtype)
-    log_total = jnp.log(jnp.where(total == 0, 1, total)) + (top.reshape(-1) - jnp.log(count))
-    return jnp.where(total == 0, -jnp.inf, log_total)
+    return top + jnp.log(_sum_of_rows(jnp.exp(scores - top)))
 
 
-def _without(options: ArcsOptions) -> ArcsOptions:
-    """For scores that are log-probabilities."""
-    return replace(options, normalization="none")
+def _sum_of_rows(x: jax.Array) -> jax.Array:
+    """`(1, ..., 1, V)`."""
+    return jnp.sum(x, axis=_axes_of_rows(x), keepdims=True)
 
 
-def _accurate(*arrays: jax.Array) -> list[jax.Array]:
-    return [x.astype(accumulator_dtype(x.dtype)) for x in arrays]
+def _axes_of_rows(x: jax.Array) -> tuple[int, ...]:
+    return tuple(range(x.ndim - 1))
+
+
+def _op(options: ArcsOptions, smoothing: Smoothing, name: str) -> Callable[..., Any]:
+    """That function of `smoothed_reference`, by the implementation that the caller chose."""
+    module: Any = smoothed_reference if options.implementation == "xla" else ops
+    return partial(
+        getattr(module, name),
+        blank_id=options.blank_id,
+        joint_share=smoothing.joint_scale,
+        am_share=smoothing.am_only_scale,
+    )

@@ -284,6 +284,25 @@ def test_padding_counts_in_the_unigram() -> None:
     assert np.isfinite(loss(other)).all()
 
 
+def test_nan_in_smoothed_arcs() -> None:
+    """An utterance with NaN: zero gradient whatever the arcs' cotangents, nobody else notices."""
+    this = case("smoothed")
+    am, lm = this.scores
+
+    def total(am: Any, lm: Any, symbols: Any) -> jax.Array:
+        px, py = fast_rnnt.get_rnnt_logprobs_smoothed(lm, am, symbols, 0, **SCALES)
+        return jnp.sum(jnp.where(jnp.isfinite(px), px, 0)) + jnp.sum(py)
+
+    gradient = jax.jit(jax.grad(total, (0, 1)))
+    others = np.arange(len(am)) != 2
+    wanted = gradient(am[others], lm[others], this.symbols[others])
+    am = am.copy()
+    am[2, 1, 3] = np.nan
+    for found, clean in zip(gradient(am, lm, this.symbols), wanted, strict=True):
+        assert (np.asarray(found)[2] == 0).all()
+        close(np.asarray(found)[others], clean)
+
+
 def test_impossible_and_vmap() -> None:
     """More symbols than frames: +inf and gradient zero, under vmap of grad as well."""
     this = case("joint")

@@ -230,15 +230,27 @@ def test_hundreds(implementation: str, dtype: Any, normalization: str) -> None:
     assert_close(found, wanted, tolerance)
 
 
-def test_smoothed_far_apart() -> None:
-    """The unigram is a logarithm throughout: classes 200 nats below others are no problem."""
+@each_implementation
+@pytest.mark.parametrize("peak", [2, 3])
+def test_smoothed_far_apart(implementation: str, peak: int) -> None:
+    """The unigram is a logarithm throughout: classes 200 nats below others are no problem, also
+    where frames peak at them.
+    """
     rng = np.random.default_rng(13)
     batch = random_factored(rng, 5, 6, 4, 5, dtype=np.float32)
     batch.lm[..., 2] -= 200
-    batch.am[:, :, 3] += 200
-    found = run_factored(batch, "native", **SCALES)
+    batch.am[:, 1:4, peak] += 200
+    found = run_factored(batch, implementation, **SCALES)
     assert np.isfinite(found.loss).all()
     assert_close(found, smoothed_loss(batch, **SCALES), 1e-4)
+
+
+def test_smoothed_sums_of_many() -> None:
+    """Gradients by the average are sums over all frames of the batch, in float32."""
+    batch = random_factored(np.random.default_rng(19), 6, 1200, 60, 40, dtype=np.float32)
+    cotangent = np.ones(6)
+    found = run_factored(batch, "native", cotangent.astype(np.float32), **SCALES)
+    assert_close(found, smoothed_loss(batch, cotangent, **SCALES), 1e-5)
 
 
 @pytest.mark.parametrize(("frames", "labels", "tolerance"), [(480, 120, 1e-5), (1500, 300, 1e-4)])

@@ -23,7 +23,7 @@ from cases import (
 )
 from factored_cases import random_factored, run_factored
 from oracles_alignment import by_recursion
-from oracles_factored import FactoredBatch, simple_loss
+from oracles_factored import FactoredBatch, FactoredResult, simple_loss, smoothed_loss
 from packed_cases import random_packed
 from pruned_cases import TOPOLOGIES, random_pruned
 from test_in_place import check_same_numbers
@@ -202,8 +202,11 @@ def test_best_paths(target: str, options: Options) -> None:
 
 # Sizes on either side of the blocks that are multiplied at a time: 48 frames, 144 label positions,
 # 1024 bytes of classes, and tiles of 6 rows.
+BLOCKS = [(49, 5, 259), (13, 143, 17), (7, 150, 130)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
-@pytest.mark.parametrize("sizes", [(49, 5, 259), (13, 143, 17), (7, 150, 130)], ids=str)
+@pytest.mark.parametrize("sizes", BLOCKS, ids=str)
 def test_additive_joiner(target: str, sizes: tuple[int, int, int], dtype: Any) -> None:
     """Values and gradients: NaN outside, forbidden classes, halves that peak far apart."""
     rng = np.random.default_rng(6)
@@ -223,13 +226,32 @@ def test_additive_joiner(target: str, sizes: tuple[int, int, int], dtype: Any) -
         lm[2, : labels // 2, 3] += np.asarray(150, dtype)
         wanted = simple_loss(batch, **options)
         assert np.isfinite(wanted.loss).sum() > 1
-        found = run_factored(_nan_outside(batch), "native", **options)
-        tolerance = 1e-11 if dtype == jnp.float64 else 1e-4
-        np.testing.assert_allclose(found.loss, wanted.loss, rtol=tolerance, atol=tolerance)
-        stored = tolerance if dtype in (jnp.float64, jnp.float32) else float(jnp.finfo(dtype).eps)
-        for one, two in ((found.d_am, wanted.d_am), (found.d_lm, wanted.d_lm)):
-            bound = stored * np.maximum(1, np.abs(two))
-            assert (np.abs(one.astype(np.float64) - two) <= bound).all()
+        _assert_close(run_factored(_nan_outside(batch), "native", **options), wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize("sizes", BLOCKS, ids=str)
+def test_smoothed_joiner(target: str, sizes: tuple[int, int, int], dtype: Any) -> None:
+    """The same, smoothed; some frames peak at a class that the predictor all but rules out."""
+    rng = np.random.default_rng(7)
+    frames, labels, classes = sizes
+    options: Options = {"blank_id": classes - 2, "lm_only_scale": 0.2, "am_only_scale": 0.3}
+    batch = random_factored(rng, 4, frames, labels, classes, scale=2.0, dtype=dtype, **options)
+    batch.lm[..., 1] -= np.asarray(150, dtype)
+    for b, begin, end in ((1, 0, frames), (2, frames // 2, frames)):
+        batch.am[b, begin:end, 1] += np.asarray(150, dtype)
+    wanted = smoothed_loss(batch, **options)
+    assert np.isfinite(wanted.loss).all()
+    _assert_close(run_factored(_nan_outside(batch), "native", **options), wanted, dtype)
+
+
+def _assert_close(found: FactoredResult, wanted: FactoredResult, dtype: Any) -> None:
+    tolerance = 1e-11 if dtype == jnp.float64 else 1e-4
+    np.testing.assert_allclose(found.loss, wanted.loss, rtol=tolerance, atol=tolerance)
+    stored = tolerance if dtype in (jnp.float64, jnp.float32) else float(jnp.finfo(dtype).eps)
+    for one, two in ((found.d_am, wanted.d_am), (found.d_lm, wanted.d_lm)):
+        bound = stored * np.maximum(1, np.abs(two))
+        assert (np.abs(one.astype(np.float64) - two) <= bound).all()
 
 
 def _nan_outside(batch: FactoredBatch) -> FactoredBatch:

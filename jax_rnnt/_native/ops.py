@@ -1,6 +1,7 @@
 """The native ops: `arcs_fwd`, `arcs_bwd`, and the lattices of planes, packed rows and bands, which
 are also there as `*_score`, without posteriors; `best_path` and `packed_best_path`; and, on a CPU,
-`factored_fwd` and `factored_bwd`, the arcs of the additive joiner."""
+`factored_fwd` and `factored_bwd`, the arcs of the additive joiner, and the same of smoothed arcs,
+`smoothed_fwd` and `smoothed_bwd`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 
-from .. import arcs_reference, banded, factored_reference, lattice_reference
+from .. import (
+    arcs_reference,
+    banded,
+    factored_reference,
+    lattice_reference,
+    smoothed_reference,
+)
 from .. import packed_lattice as packed_lattice_in_jax
 from ..best_path import best_path as reference_best_path
 from ..numerics import accumulator_dtype
@@ -272,6 +279,43 @@ _factored_bwd_p = native_primitive(
 )
 
 
+def _smoothed_attributes(blank_id: int, joint_share: float, am_share: float) -> dict[str, Any]:
+    return {
+        "blank_id": np.int64(blank_id),
+        "joint_share": np.float64(joint_share),
+        "am_share": np.float64(am_share),
+    }
+
+
+def _smoothed_fwd_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
+    return [*_factored_outputs(am, lm), (am.shape[:1], accumulator_dtype(am.dtype))]
+
+
+def _smoothed_bwd_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
+    dtype = accumulator_dtype(am.dtype)
+    shapes = [lm.shape, lm.shape[1:], *[lm.shape[:1]] * 2]
+    return [(am.shape, am.dtype), *((shape, dtype) for shape in shapes)]
+
+
+_smoothed_fwd_p = native_primitive(
+    "jax_rnnt_smoothed_fwd",
+    core_ndim=2,
+    outputs=_smoothed_fwd_outputs,
+    fallback=smoothed_reference.smoothed_fwd,
+    attributes=_smoothed_attributes,
+    workspace=lambda kernels, am, lm, *_, **params: _factored_fwd_workspace(kernels, am, lm),
+)
+
+_smoothed_bwd_p = native_primitive(
+    "jax_rnnt_smoothed_bwd",
+    core_ndim=2,
+    outputs=_smoothed_bwd_outputs,
+    fallback=smoothed_reference.smoothed_bwd,
+    attributes=_smoothed_attributes,
+    workspace=lambda kernels, am, lm, *_, **params: _factored_bwd_workspace(kernels, am, lm),
+)
+
+
 def arcs_fwd(
     logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -353,6 +397,16 @@ def factored_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
 def factored_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
     """`factored_reference.factored_bwd` by the native kernel, where there is one."""
     return _kernel_or(factored_reference.factored_bwd, _factored_bwd_p, operands, params)
+
+
+def smoothed_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
+    """`smoothed_reference.smoothed_fwd` by the native kernel, where there is one."""
+    return _kernel_or(smoothed_reference.smoothed_fwd, _smoothed_fwd_p, operands, params)
+
+
+def smoothed_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
+    """`smoothed_reference.smoothed_bwd` by the native kernel, where there is one."""
+    return _kernel_or(smoothed_reference.smoothed_bwd, _smoothed_bwd_p, operands, params)
 
 
 def _kernel_or(
