@@ -130,7 +130,7 @@ ffi::Error decode(FactoredForward& params, DType& dtype, ffi::AnyBuffer am, ffi:
       .lm_top = lm_top->untyped_data(),
       .workspace = nullptr,
       .workspace_elements = 0,
-      .smoothing = kNotSmoothed,
+      .smoothing = {},
       .blank_scores = nullptr,
       .label_scores = nullptr,
   };
@@ -178,7 +178,7 @@ ffi::Error decode_backward(FactoredBackward& params, DType& dtype, ffi::AnyBuffe
       .lm_gradient = lm_gradient->untyped_data(),
       .workspace = nullptr,
       .workspace_elements = 0,
-      .smoothing = kNotSmoothed,
+      .smoothing = {},
       .average_gradient = nullptr,
       .blank_of_position = nullptr,
       .label_of_position = nullptr,

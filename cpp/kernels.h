@@ -78,13 +78,12 @@ struct ArcsBackward {
 //   joint_share log P[t, u, v] + am_share (am[t, v] - log sum_k exp(am[t, k] + average[k])) +
 //   scores[u, v].
 struct Smoothing {
-  double joint_share, am_share;
-  const void* average;  // (batch, V), logarithms of probabilities; null without smoothing
-  void* encoder_logs;   // (batch, T): log sum_v exp(am[t, v] - am_top[t] + average[v])
+  double joint_share = 1, am_share = 0;
+  const void* average = nullptr;  // (batch, V), logarithms of probabilities; null: not smoothed
+  void* encoder_logs = nullptr;   // (batch, T): log sum_v exp(am[t, v] - am_top[t] + average[v])
 
   JAX_RNNT_MEMBER bool used() const { return average != nullptr; }
 };
-constexpr Smoothing kNotSmoothed{1, 0, nullptr, nullptr};
 
 // Arcs of the additive joiner, whose logits are am[t] + lm[u], for one batch. Scores are relative
 // to the largest of their row, which the tops are: 0 for a row of all -inf, NaN where one is +inf.
@@ -103,7 +102,7 @@ struct FactoredForward {
   void* lm_top;        // (batch, W)
   void* workspace;     // (batch, workspace_elements)
   int64_t workspace_elements;
-  Smoothing smoothing;
+  Smoothing smoothing = {};
   // (batch, W): smoothed arcs' scores of the label positions.
   const void *blank_scores, *label_scores;
 };
@@ -128,7 +127,7 @@ struct FactoredBackward {
   void* lm_gradient;          // as lm; smoothed, in the accumulator's dtype, and of log P alone
   void* workspace;            // (batch, workspace_elements)
   int64_t workspace_elements;
-  Smoothing smoothing;
+  Smoothing smoothing = {};
   void* average_gradient;                       // (batch, V), of the softmax alone
   void *blank_of_position, *label_of_position;  // (batch, W): sums of the weights over the frames
 };

@@ -100,9 +100,16 @@ void run_factored(int64_t batch, int64_t frames, int64_t cells, int64_t classes)
   const auto labels = random_labels(batch * (cells - 1), classes);
   const auto bounds = random_bounds(batch, frames, cells - 1);
   const int64_t rows = batch * frames * cells, blank_id = up_to(classes - 1);
-  const Normalization normalization{up_to(2)};
+  const bool smoothed = one_in(3);
+  const Normalization normalization = smoothed ? Normalization::kSoftmax : Normalization{up_to(2)};
   std::vector<T> blank(rows), label(rows), denominators(rows);
   std::vector<T> am_top(batch * frames), lm_top(batch * cells), cotangents(batch, T(0.7));
+  const auto average = random_scores<T>(batch * classes);
+  const auto blank_scores = random_scores<T>(batch * cells);
+  const auto label_scores = random_scores<T>(batch * cells);
+  std::vector<T> encoder_logs(batch * frames);
+  const Smoothing smoothing =
+      smoothed ? Smoothing{0.7, 0.2, average.data(), encoder_logs.data()} : Smoothing{};
   const auto layout = factored_forward_layout(cells, classes);
   std::vector<T> workspace(batch * layout.total);
   const FactoredForward forward{.batch = batch,
@@ -121,14 +128,21 @@ void run_factored(int64_t batch, int64_t frames, int64_t cells, int64_t classes)
                                 .am_top = am_top.data(),
                                 .lm_top = lm_top.data(),
                                 .workspace = workspace.data(),
-                                .workspace_elements = layout.total};
+                                .workspace_elements = layout.total,
+                                .smoothing = smoothing,
+                                .blank_scores = blank_scores.data(),
+                                .label_scores = label_scores.data()};
   const int64_t frame_blocks = (frames + kFramesOfBlock - 1) / kFramesOfBlock;
   const int64_t position_blocks = layout.positions / kPositions;
   for (int64_t i = 0; i < batch * position_blocks; ++i) factored_positions_block<In>(forward, i);
   for (int64_t i = 0; i < batch * frame_blocks; ++i) factored_frames_block<In>(forward, i);
 
   const auto blank_weights = random_weights<T>(rows), label_weights = random_weights<T>(rows);
-  std::vector<In> am_gradient(am.size()), lm_gradient(lm.size());
+  std::vector<In> am_gradient(am.size()), lm_gradient(smoothed ? 0 : lm.size());
+  std::vector<T> smoothed_lm_gradient(smoothed ? lm.size() : 0), average_gradient(average.size());
+  std::vector<T> blank_of_position(batch * cells), label_of_position(batch * cells);
+  void* const lm_out = smoothed ? static_cast<void*>(smoothed_lm_gradient.data())
+                                : static_cast<void*>(lm_gradient.data());
   const auto sums = factored_backward_layout(frames, cells, classes, sizeof(T));
   workspace.assign(batch * sums.total, T(0));
   workspace.shrink_to_fit();
@@ -148,9 +162,13 @@ void run_factored(int64_t batch, int64_t frames, int64_t cells, int64_t classes)
                                   .label_weights = label_weights.data(),
                                   .cotangents = cotangents.data(),
                                   .am_gradient = am_gradient.data(),
-                                  .lm_gradient = lm_gradient.data(),
+                                  .lm_gradient = lm_out,
                                   .workspace = workspace.data(),
-                                  .workspace_elements = sums.total};
+                                  .workspace_elements = sums.total,
+                                  .smoothing = smoothing,
+                                  .average_gradient = average_gradient.data(),
+                                  .blank_of_position = blank_of_position.data(),
+                                  .label_of_position = label_of_position.data()};
   for (int64_t i = 0; i < batch; ++i) factored_sums_utterance<In>(backward, i);
   for (int64_t i = 0; i < batch * sums.blocks; ++i) factored_classes_block<In>(backward, i);
 }
