@@ -27,9 +27,9 @@ inline constexpr bool kLooksForRaces = true;
 inline constexpr bool kLooksForRaces = false;
 #endif
 
-// A thread between two barriers; as a number, 0 is nobody.
+// A thread between two barriers.
 struct Actor {
-  uint64_t known : 1 = 0;
+  uint64_t known : 1 = 0;  // else nobody
   uint64_t atomic : 1 = 0;
   uint64_t thread : 10 = 0;
   uint64_t block : 14 = 0;  // modulo 2^14: of so many blocks, a race may go unseen
