@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from . import factored_reference
-from ._native import ops
+from ._native import factored_ops
 from .types import ArcsOptions, Denominators
 
 
@@ -22,7 +22,7 @@ def factored_arcs_fwd(
     """See `factored_reference.factored_fwd`."""
     params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
     in_jax = options.implementation == "xla"
-    function = factored_reference.factored_fwd if in_jax else ops.factored_fwd
+    function = factored_reference.factored_fwd if in_jax else factored_ops.factored_fwd
     blank, label, *denominators = function(am, lm, labels, bounds, **params)
     return blank, label, Denominators(*denominators)
 
@@ -47,6 +47,6 @@ def factored_arcs_bwd(
     """See `factored_reference.factored_bwd`."""
     params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
     in_jax = options.implementation == "xla"
-    function = factored_reference.factored_bwd if in_jax else ops.factored_bwd
+    function = factored_reference.factored_bwd if in_jax else factored_ops.factored_bwd
     d_am, d_lm = function(am, lm, labels, *denominators, *weights_and_cotangents, **params)
     return d_am, d_lm

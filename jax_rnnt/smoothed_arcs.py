@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from . import smoothed_reference
-from ._native import ops
+from ._native import factored_ops
 from ._native.jax_versions import with_batch_sharding_of
 from .bounds import rows_inside
 from .factored_reference import label_ids
@@ -182,7 +182,7 @@ def _axes_of_rows(x: jax.Array) -> tuple[int, ...]:
 
 def _op(options: ArcsOptions, smoothing: Smoothing, name: str) -> Callable[..., Any]:
     """That function of `smoothed_reference`, by the implementation that the caller chose."""
-    module: Any = smoothed_reference if options.implementation == "xla" else ops
+    module: Any = smoothed_reference if options.implementation == "xla" else factored_ops
     return partial(
         getattr(module, name),
         blank_id=options.blank_id,

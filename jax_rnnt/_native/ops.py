@@ -1,41 +1,31 @@
 """The native ops: `arcs_fwd`, `arcs_bwd`, and the lattices of planes, packed rows and bands, which
-are also there as `*_score`, without posteriors; `best_path` and `packed_best_path`; and, on a CPU,
-`factored_fwd` and `factored_bwd`, the arcs of the additive joiner, and the same of smoothed arcs,
-`smoothed_fwd` and `smoothed_bwd`."""
+are also there as `*_score`, without posteriors; `best_path` and `packed_best_path`. Those of the
+additive joiner are in `factored_ops`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 
-from .. import (
-    arcs_reference,
-    banded,
-    factored_reference,
-    lattice_reference,
-    smoothed_reference,
-)
+from .. import arcs_reference, banded, lattice_reference
 from .. import packed_lattice as packed_lattice_in_jax
 from ..best_path import best_path as reference_best_path
 from ..numerics import accumulator_dtype
 from ..packed_best_path import packed_best_path as packed_best_path_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
-from .platforms import platforms_with
 from .primitive import CoreType, native_primitive
 
 _NORMALIZATION_CODES = {"softmax": 0, "none": 1, "hat": 2}
 _TOPOLOGY_CODES = {"regular": 0, "modified": 1, "constrained": 2}
 
 
-def _arcs_attributes(blank_id: int, normalization: Normalization) -> dict[str, Any]:
+def arcs_attributes(blank_id: int, normalization: Normalization) -> dict[str, Any]:
+    """As the kernels take them."""
     return {
         "blank_id": np.int64(blank_id),
         "normalization": np.int64(_NORMALIZATION_CODES[normalization]),
@@ -69,7 +59,8 @@ def _banded_attributes(topology: Topology, delay_penalty: float, num_labels: int
     }
 
 
-def _known_sizes(*sizes: Any) -> tuple[int, ...]:
+def known_sizes(*sizes: Any) -> tuple[int, ...]:
+    """The same; NotImplementedError for symbolic ones."""
     if not all(isinstance(size, int) for size in sizes):
         raise NotImplementedError(
             "the native kernels need T, U and V to be known when lowering, got sizes of "
@@ -83,7 +74,7 @@ def _lattice_workspace(
 ) -> list[CoreType]:
     code = _TOPOLOGY_CODES[topology]
     elements = kernels.lattice_workspace_elements(
-        *_known_sizes(*blank.shape), code, with_posteriors, blank.dtype.itemsize
+        *known_sizes(*blank.shape), code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
 
@@ -103,7 +94,7 @@ def _packed_workspace(
 
 
 def _best_path_workspace(kernels: ModuleType, blank: Any) -> list[CoreType]:
-    sizes = _known_sizes(*blank.shape)
+    sizes = known_sizes(*blank.shape)
     return [((kernels.best_path_workspace_elements(*sizes, blank.dtype.itemsize),), blank.dtype)]
 
 
@@ -122,7 +113,7 @@ def _banded_workspace(
 ) -> list[CoreType]:
     code = _TOPOLOGY_CODES[topology]
     elements = kernels.banded_workspace_elements(
-        *_known_sizes(*blank.shape), num_labels, code, with_posteriors, blank.dtype.itemsize
+        *known_sizes(*blank.shape), num_labels, code, with_posteriors, blank.dtype.itemsize
     )
     return [((elements,), blank.dtype)]
 
@@ -132,7 +123,7 @@ _arcs_fwd_p = native_primitive(
     core_ndim=3,
     outputs=lambda logits, *_, **params: [(logits.shape[:2], accumulator_dtype(logits.dtype))] * 3,
     fallback=arcs_reference.arcs_fwd,
-    attributes=_arcs_attributes,
+    attributes=arcs_attributes,
 )
 
 _arcs_bwd_p = native_primitive(
@@ -141,7 +132,7 @@ _arcs_bwd_p = native_primitive(
     outputs=lambda logits, *_, **params: [(logits.shape, logits.dtype)],
     fallback=lambda *args, **params: [arcs_reference.arcs_bwd(*args, **params)],
     attributes=lambda clamp, **params: {
-        **_arcs_attributes(**params),
+        **arcs_attributes(**params),
         "clamp": np.float64(clamp or 0.0),
     },
     in_place=True,
@@ -243,79 +234,6 @@ _packed_best_path_p = native_primitive(
 )
 
 
-def _factored_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
-    (frames, _), (cells, _) = am.shape, lm.shape
-    dtype = accumulator_dtype(am.dtype)
-    return [(shape, dtype) for shape in [*[(frames, cells)] * 3, (frames,), (cells,)]]
-
-
-def _factored_fwd_workspace(kernels: ModuleType, am: Any, lm: Any) -> list[CoreType]:
-    elements = kernels.factored_forward_elements(*_known_sizes(*lm.shape))
-    return [((elements,), accumulator_dtype(am.dtype))]
-
-
-def _factored_bwd_workspace(kernels: ModuleType, am: Any, lm: Any) -> list[CoreType]:
-    dtype = accumulator_dtype(am.dtype)
-    sizes = _known_sizes(am.shape[0], *lm.shape)
-    return [((kernels.factored_backward_elements(*sizes, dtype.itemsize),), dtype)]
-
-
-_factored_fwd_p = native_primitive(
-    "jax_rnnt_factored_fwd",
-    core_ndim=2,
-    outputs=_factored_outputs,
-    fallback=factored_reference.factored_fwd,
-    attributes=_arcs_attributes,
-    workspace=lambda kernels, am, lm, *_, **params: _factored_fwd_workspace(kernels, am, lm),
-)
-
-_factored_bwd_p = native_primitive(
-    "jax_rnnt_factored_bwd",
-    core_ndim=2,
-    outputs=lambda am, lm, *_, **params: [(am.shape, am.dtype), (lm.shape, lm.dtype)],
-    fallback=factored_reference.factored_bwd,
-    attributes=_arcs_attributes,
-    workspace=lambda kernels, am, lm, *_, **params: _factored_bwd_workspace(kernels, am, lm),
-)
-
-
-def _smoothed_attributes(blank_id: int, joint_share: float, am_share: float) -> dict[str, Any]:
-    return {
-        "blank_id": np.int64(blank_id),
-        "joint_share": np.float64(joint_share),
-        "am_share": np.float64(am_share),
-    }
-
-
-def _smoothed_fwd_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
-    return [*_factored_outputs(am, lm), (am.shape[:1], accumulator_dtype(am.dtype))]
-
-
-def _smoothed_bwd_outputs(am: Any, lm: Any, *_: Any, **params: Any) -> list[CoreType]:
-    dtype = accumulator_dtype(am.dtype)
-    shapes = [lm.shape, lm.shape[1:], *[lm.shape[:1]] * 2]
-    return [(am.shape, am.dtype), *((shape, dtype) for shape in shapes)]
-
-
-_smoothed_fwd_p = native_primitive(
-    "jax_rnnt_smoothed_fwd",
-    core_ndim=2,
-    outputs=_smoothed_fwd_outputs,
-    fallback=smoothed_reference.smoothed_fwd,
-    attributes=_smoothed_attributes,
-    workspace=lambda kernels, am, lm, *_, **params: _factored_fwd_workspace(kernels, am, lm),
-)
-
-_smoothed_bwd_p = native_primitive(
-    "jax_rnnt_smoothed_bwd",
-    core_ndim=2,
-    outputs=_smoothed_bwd_outputs,
-    fallback=smoothed_reference.smoothed_bwd,
-    attributes=_smoothed_attributes,
-    workspace=lambda kernels, am, lm, *_, **params: _factored_bwd_workspace(kernels, am, lm),
-)
-
-
 def arcs_fwd(
     logits: jax.Array, labels: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -387,43 +305,3 @@ def packed_best_path(
     """`packed_best_path.packed_best_path` by the native kernel."""
     operands = align_varying_axes(blank, label, offsets, bounds)
     return tuple(_packed_best_path_p.bind(*operands, **params))
-
-
-def factored_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`factored_reference.factored_fwd` by the native kernel, where there is one."""
-    return _kernel_or(factored_reference.factored_fwd, _factored_fwd_p, operands, params)
-
-
-def factored_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`factored_reference.factored_bwd` by the native kernel, where there is one."""
-    return _kernel_or(factored_reference.factored_bwd, _factored_bwd_p, operands, params)
-
-
-def smoothed_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`smoothed_reference.smoothed_fwd` by the native kernel, where there is one."""
-    return _kernel_or(smoothed_reference.smoothed_fwd, _smoothed_fwd_p, operands, params)
-
-
-def smoothed_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`smoothed_reference.smoothed_bwd` by the native kernel, where there is one."""
-    return _kernel_or(smoothed_reference.smoothed_bwd, _smoothed_bwd_p, operands, params)
-
-
-def _kernel_or(
-    in_jax: Callable[..., tuple[jax.Array, ...]],
-    primitive: Primitive,
-    operands: tuple[jax.Array, ...],
-    params: dict[str, Any],
-) -> tuple[jax.Array, ...]:
-    """Chosen when lowering. Not by the primitive's own fallback: what `per_shard` needs to know of
-    devices is only there for what the program shows.
-    """
-
-    def kernel(*operands: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(primitive.bind(*align_varying_axes(*operands), native=False, **params))
-
-    default = partial(in_jax, **params)
-    platforms = platforms_with(primitive.name)
-    return jax.lax.platform_dependent(
-        *operands, default=default, **dict.fromkeys(platforms, kernel)
-    )
