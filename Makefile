@@ -15,7 +15,7 @@ CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev
 EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.py test_bad_input.py \
                   test_properties.py test_regressions.py test_pruning.py test_wide_lattice.py \
                   test_packed.py test_packed_alignment.py test_alignment.py test_joint.py \
-                  test_in_place.py) \
+                  test_in_place.py test_factored.py test_factored_bad_input.py) \
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices) -k "not xla"

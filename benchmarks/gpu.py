@@ -1,7 +1,7 @@
 """Times the CUDA kernels and the losses made of them, against the card's copy bandwidth and against
 torchaudio.
 
-    python benchmarks/gpu.py [--output FILE] [--only arcs lattice band loss] [--seconds 200]
+    python benchmarks/gpu.py [--output FILE] [--only arcs lattice band loss simple] [--seconds 200]
 
 For each case: milliseconds with operands that are not in the cache, by wall time of programs of
 many ops and by the profiler's kernel durations; the bytes that any implementation must move, as a
@@ -130,7 +130,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/CARD.json")
     parser.add_argument("--platform", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="small shapes, short times")
-    parser.add_argument("--only", nargs="+", choices=["arcs", "lattice", "band", "loss"])
+    parser.add_argument(
+        "--only", nargs="+", choices=["arcs", "lattice", "packed", "best", "band", "loss", "simple"]
+    )
     parser.add_argument("--seconds", type=float, default=200, help="start no case after so long")
     parser.add_argument("--case-seconds", type=float, default=0.5, help="for one case's rounds")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -32,6 +32,8 @@ PACKED = ("packed lattice", "packed lattice score", "packed best path")
 BAND = ("band", "band score")
 PLANES = LATTICE + PACKED + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
+# The same of the additive joiner, whose T is that of `am`; and in pure JAX.
+SIMPLE = ("simple", "simple forward", "simple xla")
 DTYPES = ("float32", "bfloat16")
 
 # (B, T, U+1, V)
@@ -52,6 +54,7 @@ LOSS_SHAPES = [
     (8, 100, 21, 1025),
     (4, 200, 41, 8193),
 ]
+SIMPLE_SHAPES = [(8, 2000, 101, 100), (8, 2000, 101, 1000)]
 TINY_SHAPES = [(2, 5, 4, 7)]
 
 Arrays = tuple[jax.Array, ...]
@@ -96,7 +99,7 @@ class Case:
     def small_operands(self) -> Arrays:
         """The other ones: labels, bounds, lengths, cotangents; negligible in bytes."""
         B, T, W, V = self.shape
-        if self.op in LOSS:
+        if self.op in LOSS + SIMPLE:
             return jnp.full(B, T, jnp.int32), jnp.full(B, W - 1, jnp.int32)
         if self.op in BAND:
             frames = np.arange(T) / max(T - 1, 1)
@@ -138,9 +141,21 @@ class Case:
             return function(LatticeOptions(), self.band_labels(), *operands, *small)
         if self.op == "loss forward":
             return jax_rnnt.rnnt_loss(*operands, *small)
+        if self.op in SIMPLE:
+            return self._simple(*operands, *small)
         logits, labels = operands
         loss = jax.value_and_grad(lambda x: jax_rnnt.rnnt_loss(x, labels, *small).sum())
         return loss(logits)
+
+    def _simple(self, am: jax.Array, lm: jax.Array, *rest: jax.Array) -> Any:
+        implementation: Any = "xla" if self.op == "simple xla" else "auto"
+
+        def loss(am: jax.Array, lm: jax.Array) -> jax.Array:
+            return jax_rnnt.rnnt_loss_simple(am, lm, *rest, implementation=implementation)
+
+        if self.op == "simple forward":
+            return loss(am, lm)
+        return jax.value_and_grad(lambda *x: loss(*x).sum(), (0, 1))(am, lm)
 
     def bytes_held(self) -> int:
         """Of the large operands and the results."""
@@ -152,16 +167,19 @@ class Case:
         """What any implementation must read and write: every operand and every result once.
 
         The loss with its gradient must read the logits twice: the gradient of the first cell
-        depends on all of them, and they do not fit on the chip.
+        depends on all of them, and they do not fit on the chip. Likewise `am` of the additive
+        joiner.
         """
-        twice = math.prod(self.shape) * jnp.dtype(self.dtype).itemsize if self.op == "loss" else 0
-        return self.bytes_held() + twice
+        B, T, W, V = self.shape
+        twice = {"loss": B * T * W * V, "simple": B * T * V, "simple xla": B * T * V}
+        return self.bytes_held() + twice.get(self.op, 0) * jnp.dtype(self.dtype).itemsize
 
     def expected_seconds(self, bytes_per_second: float) -> float:
         """A rough guess; the recursion is a chain of T + U steps."""
-        _, T, W, _ = self.shape
+        B, T, W, V = self.shape
         chain = 0 if self.op in ARCS else (T + W) * 5e-7
-        return 5e-6 + chain + self.bytes_moved() / bytes_per_second
+        products = 6 * B * T * W * V / 3e13 if self.op in SIMPLE else 0
+        return 5e-6 + chain + products + self.bytes_moved() / bytes_per_second
 
     def fitted(self, most_bytes: int) -> Case:
         """The same with fewer utterances, if need be, so that operands and results fit."""
@@ -179,6 +197,10 @@ def _random_operands(case: Case, seed: jax.Array) -> Arrays:
     if case.op in PLANES:
         blank, label = (-0.1 - jax.random.exponential(k, (B, T, W), dtype) for k in keys[:2])
         return blank, label
+    if case.op in SIMPLE:
+        shapes = (B, T, V), (B, W, V)
+        am, lm = (jax.random.normal(k, x, dtype) for k, x in zip(keys[:2], shapes, strict=True))
+        return am, lm, case.labels(keys[2])
     logits = jax.random.normal(keys[0], case.shape, dtype)
     if case.op in LOSS:
         return logits, case.labels(keys[1])
@@ -195,11 +217,13 @@ def all_cases(*, tiny: bool) -> list[Case]:
         return [Case(op, shape, dtype) for shape in shapes for dtype in dtypes for op in ops]
 
     arcs, planes, bands, losses = ARCS_SHAPES, LATTICE_SHAPES, BAND_SHAPES, LOSS_SHAPES
+    simple = SIMPLE_SHAPES
     if tiny:
-        arcs, losses = TINY_SHAPES, TINY_SHAPES
+        arcs = losses = simple = TINY_SHAPES
         planes = bands = [(*TINY_SHAPES[0][:3], 0)]
     return [
         *grid(LOSS, losses, DTYPES),
+        *grid(SIMPLE, simple, DTYPES),
         *grid(ARCS, arcs, DTYPES),
         # arcs are float32 whatever the logits are
         *grid(LATTICE, planes, DTYPES[:1]),

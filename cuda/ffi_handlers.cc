@@ -4,6 +4,7 @@
 
 #include "../cpp/banded_calls.h"
 #include "../cpp/best_path_calls.h"
+#include "../cpp/factored_calls.h"
 #include "../cpp/packed_calls.h"
 #include "kernels.h"
 
@@ -78,6 +79,22 @@ constexpr auto packed_best_path = [](cudaStream_t stream, auto... operands) -> f
   return error_of(cuda::best_path(p, dtype, stream));
 };
 
+constexpr auto factored_fwd = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  FactoredForward p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  return error_of(cuda::factored_forward(p, dtype, stream));
+};
+
+constexpr auto factored_bwd = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  FactoredBackward p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p, cuda::factored_backward_elements(p.frames, p.cells, p.classes)));
+  return error_of(cuda::factored_backward(p, dtype, stream));
+};
+
 // Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
@@ -97,6 +114,14 @@ XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Stream>(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Stream>(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Stream>(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(smoothed_fwd_handler, factored_fwd, smoothed_fwd_signature<Stream>(),
+                       kTraits);
+XLA_FFI_DEFINE_HANDLER(smoothed_bwd_handler, factored_bwd, smoothed_bwd_signature<Stream>(),
+                       kTraits);
 
 }  // namespace
 
@@ -112,6 +137,10 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
+      {"jax_rnnt_factored_fwd", factored_fwd_handler},
+      {"jax_rnnt_factored_bwd", factored_bwd_handler},
+      {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},
+      {"jax_rnnt_smoothed_bwd", smoothed_bwd_handler},
   };
 }
 

@@ -54,6 +54,18 @@ inline void define_functions(nanobind::module_& m) {
       [](int64_t cells, int64_t) { return packed_best_path_elements(cells); },
       nanobind::arg("cells"), nanobind::arg("element_bytes"),
       "Workspace of each utterance of packed rows, beside a byte a row, in elements.");
+  m.def(
+      "factored_forward_elements", [](int64_t, int64_t) { return int64_t{0}; },
+      nanobind::arg("cells"), nanobind::arg("classes"),
+      "Workspace of one utterance of the additive joiner's arcs: none.");
+  m.def(
+      "factored_backward_elements",
+      [](int64_t frames, int64_t cells, int64_t classes, int64_t) {
+        return factored_backward_elements(frames, cells, classes);
+      },
+      nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("classes"),
+      nanobind::arg("element_bytes"),
+      "Workspace of one utterance of their gradient, in elements of the arcs' dtype.");
 }
 
 }  // namespace jax_rnnt::cuda

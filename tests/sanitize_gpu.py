@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rnnt._native.factored_ops import factored_bwd, factored_fwd, smoothed_bwd, smoothed_fwd
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import (
     banded_best_path,
@@ -139,11 +140,47 @@ def banded_cases() -> Iterator[Case]:
                     yield what, partial(op, options, U), (*planes, starts, bounds)
 
 
+def additive_cases() -> Iterator[Case]:
+    """Halves of several tiles and of less than one, with cells that are computed one by one."""
+    rng = np.random.default_rng(4)
+    for T, U, V in ((1, 0, 1), (9, 3, 5), (150, 70, 33), (300, 5, 140)):
+        bounds = bounds_of(T, U)
+        B = len(bounds)
+        labels = rng.integers(min(1, V - 1), V, size=(B, U), dtype=np.int32)
+        for dtype in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
+            kind = np.float64 if dtype == jnp.float64 else np.float32
+            am, lm = (rng.normal(size=(B, n, V)).astype(dtype) for n in (T, U + 1))
+            average, *scores = (
+                -rng.exponential(size=(B, n)).astype(kind) for n in (V, U + 1, U + 1)
+            )
+            planes = [rng.random((B, T, U + 1)).astype(kind) for _ in range(3)]
+            planes[0].flat[::97] = -1000
+            rows = [rng.random((B, n)).astype(kind) for n in (T, U + 1, T)]
+            cotangents = np.ones(B, kind)
+            for normalization in NORMALIZATIONS:
+                params: Any = {"blank_id": 0, "normalization": normalization}
+                what = f"{jnp.dtype(dtype).name} T={T} U={U} V={V} {normalization}"
+                yield (
+                    f"factored_fwd {what}",
+                    partial(factored_fwd, **params),
+                    (am, lm, labels, bounds),
+                )
+                operands = (am, lm, labels, planes[0], *rows[:2], *planes[1:], cotangents)
+                yield f"factored_bwd {what}", partial(factored_bwd, **params), operands
+            params = {"blank_id": 0, "joint_share": 0.7, "am_share": 0.1}
+            what = f"{jnp.dtype(dtype).name} T={T} U={U} V={V}"
+            operands = (am, lm, average, *scores, labels, bounds)
+            yield f"smoothed_fwd {what}", partial(smoothed_fwd, **params), operands
+            operands = (am, lm, average, labels, planes[0], *rows, *planes[1:], cotangents)
+            yield f"smoothed_bwd {what}", partial(smoothed_bwd, **params), operands
+
+
 def run_cases(every: int) -> None:
     """Runs one in `every` cases, all of them once on the device that JAX chooses."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    cases = [*arcs_cases(), *lattice_cases(), *packed_cases(), *banded_cases()][::every]
+    kinds = arcs_cases, lattice_cases, packed_cases, banded_cases, additive_cases
+    cases = [case for kind in kinds for case in kind()][::every]
     for what, function, operands in cases:
         try:
             donated = (0,) if IN_PLACE in what else ()

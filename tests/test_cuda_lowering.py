@@ -28,6 +28,7 @@ from cases import (
     random_arcs,
     random_batch,
 )
+from factored_cases import factored_function, random_factored
 
 import jax_rnnt
 from jax_rnnt._native.platforms import KERNELS
@@ -120,6 +121,21 @@ def test_alignment(topology: Options, batch: Batch) -> None:
 
     targets = custom_calls(lowered_for_cuda(align_packed, batch))
     assert sorted(targets) == ["jax_rnnt_arcs_fwd", "jax_rnnt_packed_best_path"]
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["factored", "smoothed"])
+def test_additive_joiner(name: str) -> None:
+    """Kernels for the products, too."""
+    scales = {"lm_only_scale": 0.2, "am_only_scale": 0.1} if name == "smoothed" else {}
+    loss = factored_function("auto", **scales)
+    for dtype in DTYPES:
+        batch = random_factored(np.random.default_rng(0), B, T, U, V, dtype=dtype)
+        text = lowered_for_cuda(lambda batch, f=loss: f(*batch), batch)
+        assert_kernels_alone(text, f"jax_rnnt_{name}_fwd", "jax_rnnt_lattice_score")
+        text = lowered_for_cuda(jax.grad(lambda *x, f=loss: f(*x).sum(), (0, 1)), *batch)
+        targets = f"jax_rnnt_{name}_fwd", "jax_rnnt_lattice", f"jax_rnnt_{name}_bwd"
+        assert_kernels_alone(text, *targets)
 
 
 @needs_kernels

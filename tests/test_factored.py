@@ -96,6 +96,28 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, normalization: str, frames_per_t
     assert_close(found, simple_loss(batch, cotangent, **options), 1e-11)
 
 
+@each_implementation
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("scales", [{}, {"normalization": "hat"}, SCALES], ids=str)
+def test_large_products(implementation: str, dtype: Any, scales: Options) -> None:
+    """More frames, label positions and classes than any kernel takes at a time, none a multiple of
+    anything; a label that repeats; frames and positions with peaks far apart; NaN as padding.
+    """
+    rng = np.random.default_rng(23)
+    options = dict(REGULARISERS, blank_id=1, **scales)
+    batch = random_factored(rng, 3, 267, 67, 131, dtype=dtype, **options)
+    batch = batch._replace(ranges=Ranges(np.array([267, 200, 1]), np.array([67, 31, 0])))
+    batch.am[0, 100:105, 130] += 120
+    batch.lm[0, 30:33, 129] += 120
+    batch.labels[0, 3:20:4] = 130
+    cotangent = rng.normal(size=3).astype(dtype)
+    oracle = smoothed_loss if scales == SCALES else simple_loss
+    wanted = oracle(batch, cotangent, **options)
+    batch.am[1, 200:] = batch.lm[1, 32:] = np.nan
+    found = run_factored(batch, implementation, cotangent, **options)
+    assert_close(found, wanted, 1e-11 if dtype == np.float64 else 1e-5)
+
+
 def test_enumeration() -> None:
     """Against the sum over all paths of tiny lattices."""
     rng = np.random.default_rng(5)

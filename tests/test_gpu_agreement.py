@@ -324,16 +324,29 @@ def test_loss_from_arcs(
         assert_gradients_agree(np.stack(found, 1), np.stack(wanted, 1), promised(dtype))
 
 
-@pytest.mark.parametrize("scales", [{}, {"lm_only_scale": 0.2, "am_only_scale": 0.1}], ids=str)
-def test_additive_joiner(places: tuple[jax.Device, jax.Device], scales: Options) -> None:
-    """The simple and the smoothed loss, and the gradients by both halves."""
-    batch = random_factored(np.random.default_rng(5), 6, 60, 20, 40, dtype=np.float32)
-    both = loss_and_grads(factored_function("native", **scales))
+ADDITIVE: list[Options] = [
+    {},
+    {"normalization": "none"},
+    {"normalization": "hat"},
+    {"lm_only_scale": 0.2, "am_only_scale": 0.1},
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+@pytest.mark.parametrize("options", ADDITIVE, ids=str)
+def test_additive_joiner(
+    places: tuple[jax.Device, jax.Device], options: Options, dtype: Any
+) -> None:
+    """The simple and the smoothed loss, and the gradients by both halves, of several tiles."""
+    batch = random_factored(np.random.default_rng(5), 6, 150, 70, 140, dtype=dtype, **options)
+    batch.am[0, 20:25, 3] += 120  # where `lm` does not peak
+    batch.lm[0, 30:33, 4] += 120
+    both = loss_and_grads(factored_function("native", **options))
     cpu, gpu = (run_on(place, lambda *x: tuple(both(*x)), *batch) for place in places)
     assert np.isfinite(cpu[0]).all()
-    assert_numbers_agree(gpu[0], cpu[0], promised(np.float32))
+    assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
     for found, wanted in zip(gpu[1:], cpu[1:], strict=True):
-        assert_gradients_agree(found, wanted, promised(np.float32))
+        assert_gradients_agree(found, wanted, promised(dtype))
 
 
 @pytest.mark.parametrize(
@@ -391,6 +404,16 @@ def test_determinism_of_lattices(
         options = LatticeOptions(**topology)
         assert_same_bits(partial(lattice, options), *operands)
         assert_same_bits(partial(lattice_score, options), *operands)
+
+
+@pytest.mark.parametrize("options", ADDITIVE[::3], ids=str)
+def test_determinism_of_the_additive_joiner(
+    places: tuple[jax.Device, jax.Device], options: Options
+) -> None:
+    """Bit for bit, also where labels repeat."""
+    batch = random_factored(np.random.default_rng(6), 16, 700, 90, 60, dtype=np.float32)
+    both = loss_and_grads(factored_function("native", **options))
+    assert_same_bits(lambda *x: tuple(both(*x)), *jax.device_put(tuple(batch[:4]), places[1]))
 
 
 def test_one_program_for_many_batches(places: tuple[jax.Device, jax.Device]) -> None:
