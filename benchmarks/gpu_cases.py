@@ -34,6 +34,7 @@ PLANES = LATTICE + PACKED + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
 # The same of the additive joiner, whose T is that of `am`; and in pure JAX.
 SIMPLE = ("simple", "simple forward", "simple xla")
+LOSSES = LOSS + SIMPLE
 DTYPES = ("float32", "bfloat16")
 
 # (B, T, U+1, V)
@@ -99,7 +100,7 @@ class Case:
     def small_operands(self) -> Arrays:
         """The other ones: labels, bounds, lengths, cotangents; negligible in bytes."""
         B, T, W, V = self.shape
-        if self.op in LOSS + SIMPLE:
+        if self.op in LOSSES:
             return jnp.full(B, T, jnp.int32), jnp.full(B, W - 1, jnp.int32)
         if self.op in BAND:
             frames = np.arange(T) / max(T - 1, 1)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from common import interleaved, milliseconds, wall_seconds
-from gpu_cases import LOSS, Case
+from gpu_cases import LOSSES, Case
 
 Call = Callable[[Any, Any], Any]
 
@@ -111,7 +111,7 @@ class Card:
 
 def plan(case: Case, card: Card) -> tuple[int, int]:
     """Sets of operands that flush the cache, and rounds over them that take long enough."""
-    fewest, most = SETS_OF_LOSSES if case.op in LOSS else SETS
+    fewest, most = SETS_OF_LOSSES if case.op in LOSSES else SETS
     held = case.bytes_held()
     flushing = 1 if card.tiny else math.ceil(MORE_THAN_THE_CACHE / held)
     sets = max(1, min(max(fewest, flushing), most, card.most_bytes // held))
@@ -128,7 +128,7 @@ def time_case(case: Case, card: Card, seconds: float) -> dict[str, Any]:
     cold = card.many_ops(case, rounds, operands, [small])
     ops = {"cold": sets * rounds}
     timers = {"cold": partial(wall_seconds, cold)}
-    if case.op not in LOSS:
+    if case.op not in LOSSES:
         copies = [jax.tree.map(jnp.copy, small) for _ in range(min(sets, 8))]
         warm_rounds = math.ceil(ops["cold"] / len(copies))
         ops["warm"] = warm_rounds * len(copies)
