@@ -108,7 +108,7 @@ struct FactoredForward {
 };
 
 // Arc weights to the gradients of both halves. Frames and label positions all of whose weights are
-// 0 get exact zeros, and their rows of scores are not read. Smoothed, utterances whose cotangent is
+// 0 get exact zeros, whatever their rows of scores hold. Smoothed, utterances whose cotangent is
 // 0 do so, too.
 struct FactoredBackward {
   int64_t batch, frames, cells, classes;

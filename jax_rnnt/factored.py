@@ -119,8 +119,7 @@ def rnnt_loss_simple(
       return_posteriors: also return the arc posteriors, from the same pass. They are constants to
         differentiation; `get_rnnt_prune_ranges` takes them.
       normalization: of the sum, as in `rnnt_loss`; `"none"` if it is a log-probability already.
-      implementation: as in `rnnt_loss`; on a GPU the matrix products are XLA's in every case. There
-        are first derivatives in reverse mode only.
+      implementation: as in `rnnt_loss`. There are first derivatives in reverse mode only.
       logit_lengths, label_lengths, blank_id, topology, final_blank, fastemit_lambda, delay_penalty,
         logit_begins, label_begins, label_windows, reduction, where, check: as in `rnnt_loss`.
 

@@ -1,8 +1,5 @@
 """Arcs of the additive joiner, whose logits `am[t] + lm[u]` are never stored, by the implementation
 that the caller chose.
-
-On a CPU a kernel computes them. On a GPU there is none: matrix products are most of the work, and
-XLA's libraries have them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The native ops of the additive joiner, on a CPU: `factored_fwd` and `factored_bwd`, its arcs and
-their gradient, and the same of smoothed arcs, `smoothed_fwd` and `smoothed_bwd`."""
+"""The native ops of the additive joiner: `factored_fwd` and `factored_bwd`, its arcs and their
+gradient, and the same of smoothed arcs, `smoothed_fwd` and `smoothed_bwd`."""
 
 from __future__ import annotations
 
