@@ -73,7 +73,8 @@ __device__ __forceinline__ T not_a_number() {
   return T(__builtin_nanf(""));
 }
 
-// exp(x) for x <= 0, by the hardware's exponential of two: a relative error of about |x| 2^-24.
+// exp(x), by the hardware's exponential of two: a relative error of about |x| 2^-24. Where it is
+// called, x is at most 0, or small enough for that error (the factors of the additive joiner).
 __device__ __forceinline__ float exp_nonpositive(float x) {
   return exp2f(x * Constants<float>::kLog2e);
 }

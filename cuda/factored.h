@@ -36,15 +36,15 @@ bool countable(const Params& p) {
 
 inline int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// A block's tile of one utterance's rows and columns; neighbouring blocks have the same rows.
+// A block's tile of rows and columns; neighbouring blocks have the same rows.
 struct TilePlace {
-  int64_t b;
+  int64_t outer;    // utterance, or part of one, whose rows and columns they are
   int row, column;  // the tile's first ones
 
   template <class T>
   __device__ __forceinline__ static TilePlace of(int64_t block, int row_tiles, int column_tiles) {
-    const int64_t strip = block / column_tiles, b = strip / row_tiles;
-    return {b, int(strip - b * row_tiles) * ProductTile<T>::kRows,
+    const int64_t strip = block / column_tiles, outer = strip / row_tiles;
+    return {outer, int(strip - outer * row_tiles) * ProductTile<T>::kRows,
             int(block - strip * column_tiles) * ProductTile<T>::kColumns};
   }
 };

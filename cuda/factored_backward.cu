@@ -26,10 +26,11 @@ template <class In>
 struct FramesTile {
   using T = Accumulator<In>;
   using Tile = ProductTile<T>;
-  static constexpr int kLaneColumns = Tile::kColumns / kWarp;
-  static constexpr int kFramesOfWarp = Tile::kRows / Tile::kWarps, kFramesAtOnce = 4;
+  using Term = typename FactoredUtterance<In>::Term;
+  static constexpr int kLaneColumns = Tile::kLaneColumns, kFramesOfWarp = Tile::kRowsOfWarp;
+  static constexpr int kFramesAtOnce = 4;
 
-  // Label positions whose label is one of the tile's classes, `count` of them.
+  // Label positions whose label is one of the tile's classes.
   struct Labels {
     int count_of_warp[Tile::kWarps];
     int position[Tile::kThreads], column[Tile::kThreads];
@@ -50,7 +51,7 @@ struct FramesTile {
   __device__ __forceinline__ void run() {
     if (any_frame_of(kSoftmax)) {
       const int frames = int(of.p.frames), cells = int(of.p.cells);
-      const Plane<T> factors{of.workspace + of.layout.factors, frames, cells, of.layout.positions};
+      const Plane<T> factors{of.workspace + of.layout.factors, frames, cells, of.layout.width};
       const auto lm = exponentials(of, of.lm, of.layout.shift_of_position, 0, cells);
       multiply<T>(cells, Stage<Tile::kRows, true, Plane<T>>(factors, place.row),
                   Stage<Tile::kColumns, false, Exponentials<In>>(lm, place.column), memory);
@@ -61,7 +62,7 @@ struct FramesTile {
     if (any_frame_of(kArcsOnly)) subtract_labels();
     __syncwarp();
 #pragma unroll 1
-    for (int i = 0; i < kFramesOfWarp; ++i) write(warp() * kFramesOfWarp + i);
+    for (int i = 0; i < kFramesOfWarp; i += kFramesAtOnce) write(warp() * kFramesOfWarp + i);
   }
 
   // Whether the tile has a frame with weights for as much. All threads call it.
@@ -73,13 +74,25 @@ struct FramesTile {
   // Makes expected counts of the sums of some rows.
   __device__ __forceinline__ void add_am(int first) {
     In scores[kFramesAtOnce][kLaneColumns];
-    T uses[kFramesAtOnce];
-    bool any_inexact = false;
+    T uses[kFramesAtOnce], tops[kFramesAtOnce], averages[kLaneColumns];
+    Term of_average[kFramesAtOnce];
+    const bool smoothed = of.p.smoothing.used();
     const int excluded = excluded_class(of.p);
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      const int v = place.column + c * kWarp + lane();
+      averages[c] = smoothed && v < of.p.classes ? of.average[v] : T(0);
+    }
 #pragma unroll
     for (int k = 0; k < kFramesAtOnce; ++k) {
       const int t = place.row + first + k;
       uses[k] = use(t);
+      tops[k] = 0;
+      of_average[k] = {T(0), T(0)};
+      if (uses[k] >= T(kSoftmax)) {
+        tops[k] = of.am_top[t];
+        if (smoothed) of_average[k] = of.term_of_average(t);
+      }
 #pragma unroll
       for (int c = 0; c < kLaneColumns; ++c) {
         const int v = place.column + c * kWarp + lane();
@@ -89,22 +102,18 @@ struct FramesTile {
         }
       }
     }
+    bool any_inexact = false;
 #pragma unroll
     for (int k = 0; k < kFramesAtOnce; ++k) {
-      const int t = place.row + first + k;
-      const T top = uses[k] >= T(kSoftmax) ? of.am_top[t] : T(0);
 #pragma unroll
       for (int c = 0; c < kLaneColumns; ++c) {
-        const int v = place.column + c * kWarp + lane();
         T& element = memory.sums[first + k][c * kWarp + lane()];
-        const T score = widen(scores[k][c]) - top;
+        const T score = widen(scores[k][c]) - tops[k];
         T counts = 0;
         if (uses[k] >= T(kSoftmax)) counts = element * exp_nonpositive(score);
-        if (of.p.smoothing.used() && uses[k] >= T(kSoftmax) && v < of.p.classes) {
-          const auto term = of.term(t, int(of.p.cells));
-          if (term.weight != 0) {
-            counts += term.weight * exp_nonpositive((score + of.average[v]) - term.log);
-          }
+        if (of_average[k].weight != 0) {
+          counts +=
+              of_average[k].weight * exp_nonpositive((score + averages[c]) - of_average[k].log);
         }
         element = counts;
       }
@@ -113,40 +122,60 @@ struct FramesTile {
     if (any_inexact) add_inexact_cells(first);
   }
 
-  // What those cells of these rows have that have no factor.
+  // What those cells of these rows have that have no factor. The lanes look for them together, then
+  // add what each one has to their columns.
   __device__ __forceinline__ void add_inexact_cells(int first) {
+    const T log_smallest = of.log_smallest();
     const int excluded = excluded_class(of.p);
 #pragma unroll 1
     for (int row = first; row < first + kFramesAtOnce; ++row) {
       const int t = place.row + row;
       if (use(t) != T(kInexact)) continue;
 #pragma unroll 1
-      for (int column = lane(); column < Tile::kColumns; column += kWarp) {
-        const int v = place.column + column;
-        if (v >= of.p.classes || v == excluded) continue;
-        const T am = widen(of.am[t * of.p.classes + v]) - of.am_top[t];
-        T counts = 0;
-        for (int u = 0; u < of.p.cells; ++u) {
-          const auto term = of.term(t, u);
-          if (!term.inexact(of.log_smallest())) continue;
-          const T lm = widen(of.lm[u * of.p.classes + v]) - of.lm_top[u];
-          counts += term.weight * exp_nonpositive((am + lm) - term.log);
+      for (int begin = 0; begin < of.p.cells; begin += kWarp) {
+        Term of_lane{T(0), T(0)};
+        if (begin + lane() < of.p.cells) of_lane = of.term_of_cell(t, begin + lane());
+        unsigned inexact = __ballot_sync(kAllLanes, of_lane.inexact(log_smallest));
+#pragma unroll 1
+        while (inexact != 0) {
+          const int owner = __ffs(int(inexact)) - 1;
+          inexact &= inexact - 1;
+          const T weight = __shfl_sync(kAllLanes, of_lane.weight, owner);
+          const T log = __shfl_sync(kAllLanes, of_lane.log, owner);
+          const T lm_top = of.lm_top[begin + owner];
+          const In* lm = of.lm + (begin + owner) * of.p.classes;
+          for (int column = lane(); column < Tile::kColumns; column += kWarp) {
+            const int v = place.column + column;
+            if (v >= of.p.classes || v == excluded) continue;
+            const T am = widen(of.am[t * of.p.classes + v]) - of.am_top[t];
+            const T score = am + (widen(lm[v]) - lm_top);
+            memory.sums[row][column] += weight * exp_nonpositive(score - log);
+          }
         }
-        memory.sums[row][column] += counts;
       }
     }
   }
 
-  // A lane for each of the warp's rows, since positions may have a label in common.
+  // A lane for each of the warp's rows, since positions may have a label in common: one after
+  // another, but loaded together.
   __device__ __forceinline__ void subtract_labels() {
+    constexpr int kAtOnce = 8;
     const int row = warp() * kFramesOfWarp + lane(), t = place.row + row;
     const bool is_row = lane() < kFramesOfWarp && use(t) != T(kUnused);
     const int num_labels = int(of.p.cells) - 1;
+    const T* weights = of.label + int64_t(t) * of.p.cells;
     for (int begin = 0; begin < num_labels; begin += Tile::kThreads) {
       const int count = find_labels(begin, num_labels);
-      for (int i = 0; i < count && is_row; ++i) {
-        const T weight = of.label[int64_t(t) * of.p.cells + labels.position[i]];
-        memory.sums[row][labels.column[i]] -= arcs_share() * weight;
+      for (int i = 0; i < count && is_row; i += kAtOnce) {
+        T weight[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+          weight[k] = i + k < count ? weights[labels.position[i + k]] : T(0);
+        }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+          if (i + k < count) memory.sums[row][labels.column[i + k]] -= arcs_share() * weight[k];
+        }
       }
     }
   }
@@ -175,18 +204,29 @@ struct FramesTile {
     return all;
   }
 
-  __device__ __forceinline__ void write(int row) const {
-    const int t = place.row + row;
-    if (t >= of.p.frames) return;
-    const bool used = use(t) != T(kUnused);
-    const T blank = arcs_share() * of.workspace[of.layout.blank_of_frame + t];
+  __device__ __forceinline__ void write(int first) const {
+    const T cotangent = of.cotangent();
+    T blanks[kFramesAtOnce];
+    bool used[kFramesAtOnce];
 #pragma unroll
-    for (int c = 0; c < kLaneColumns; ++c) {
-      const int v = place.column + c * kWarp + lane();
-      if (v >= of.p.classes) continue;
-      const T counts = memory.sums[row][c * kWarp + lane()] + (v == of.p.blank_id ? blank : T(0));
-      In* to = static_cast<In*>(of.p.am_gradient) + (of.b * of.p.frames + t) * of.p.classes + v;
-      narrow(used ? of.cotangent() * counts : T(0), *to);
+    for (int k = 0; k < kFramesAtOnce; ++k) {
+      const int t = place.row + first + k;
+      used[k] = use(t) != T(kUnused);
+      blanks[k] = used[k] ? arcs_share() * of.workspace[of.layout.blank_of_frame + t] : T(0);
+    }
+#pragma unroll
+    for (int k = 0; k < kFramesAtOnce; ++k) {
+      const int t = place.row + first + k;
+      if (t >= of.p.frames) return;
+#pragma unroll
+      for (int c = 0; c < kLaneColumns; ++c) {
+        const int v = place.column + c * kWarp + lane();
+        if (v >= of.p.classes) continue;
+        T counts = memory.sums[first + k][c * kWarp + lane()];
+        if (v == of.p.blank_id) counts += blanks[k];
+        In* to = static_cast<In*>(of.p.am_gradient) + (of.b * of.p.frames + t) * of.p.classes + v;
+        narrow(used[k] ? cotangent * counts : T(0), *to);
+      }
     }
   }
 };
@@ -200,12 +240,31 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
   __shared__ typename ProductTile<T>::Memory memory;
   __shared__ typename FramesTile<In>::Labels labels;
   const TilePlace place = TilePlace::of<T>(blockIdx.x, frame_tiles, class_tiles);
-  const FactoredUtterance<In> of(p, layout, place.b);
+  const FactoredUtterance<In> of(p, layout, place.outer);
   FramesTile<In>{of, place, memory, labels}.run();
 }
 
-// Sums over a part of the frames of factor[t, u] exp(am[t, v] - top), by tiles of classes and label
-// positions.
+// Of the split of the frames that begins with frame `begin`, those up to the last chunk with
+// weights for a softmax at one of a tile's positions. All threads call it.
+template <class In>
+__device__ __forceinline__ int used_frames(const FactoredUtterance<In>& of, int64_t begin,
+                                           int first_position) {
+  using T = Accumulator<In>;
+  const int u = first_position + int(threadIdx.x);
+  const bool is_position = int(threadIdx.x) < ProductTile<T>::kColumns && u < of.positions();
+  const int64_t rest = of.p.frames - begin;
+  int64_t end = rest < of.layout.split_frames ? rest : of.layout.split_frames;
+  while (end > 0) {
+    const int64_t chunk = (begin + end - 1) / kChunkFrames;
+    const T* uses = of.workspace + of.layout.use_of_chunk + chunk * of.layout.width;
+    if (__syncthreads_or(is_position && uses[u] >= T(kSoftmax)) != 0) break;
+    end = chunk * kChunkFrames - begin;
+  }
+  return int(end);
+}
+
+// Sums over a split of the frames of factor[t, u] exp(am[t, v] - top), by tiles of classes and
+// label positions.
 template <class In>
 __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
                                   ProductTile<Accumulator<In>>::kBlocks)
@@ -214,20 +273,18 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
   using T = Accumulator<In>;
   using Tile = ProductTile<T>;
   __shared__ typename Tile::Memory memory;
-  const int64_t splits = layout.splits, b_and_split = blockIdx.x / (class_tiles * position_tiles);
-  const int64_t b = b_and_split / splits, split = b_and_split - b * splits;
   const TilePlace place = TilePlace::of<T>(blockIdx.x, class_tiles, position_tiles);
+  const int64_t b = place.outer / layout.splits, split = place.outer - b * layout.splits;
   const FactoredUtterance<In> of(p, layout, b);
+  const int positions = of.positions();
   const int64_t begin = split * layout.split_frames;
-  const int64_t left = p.frames - begin;
-  const int64_t frames = left < layout.split_frames ? left : layout.split_frames;
-  const int positions = int(layout.positions);
-  const Plane<T> factors{of.workspace + layout.factors + begin * positions, int(frames), positions,
-                         positions};
+  const int frames = used_frames(of, begin, place.column);
+  const Plane<T> factors{of.workspace + layout.factors + begin * layout.width, frames, positions,
+                         layout.width};
   const auto am = exponentials(of, of.am, layout.shift_of_frame, begin, frames);
-  multiply<T>(int(frames), Stage<Tile::kRows, false, Exponentials<In>>(am, place.row),
+  multiply<T>(frames, Stage<Tile::kRows, false, Exponentials<In>>(am, place.row),
               Stage<Tile::kColumns, false, Plane<T>>(factors, place.column), memory);
-  T* const counts = of.workspace + layout.counts + split * positions * p.classes;
+  T* const counts = of.workspace + layout.counts + split * layout.width * p.classes;
   for (int column = threadIdx.x / kWarp; column < Tile::kColumns; column += Tile::kWarps) {
     const int u = place.column + column;
     if (u >= positions) break;
@@ -238,17 +295,39 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
   }
 }
 
+// What a label position, or the average, has in cells without factors.
+template <class In>
+__device__ __forceinline__ Accumulator<In> inexact_counts(const FactoredUtterance<In>& of, int u,
+                                                          int64_t v, Accumulator<In> score) {
+  using T = Accumulator<In>;
+  const T log_smallest = of.log_smallest();
+  const T* uses = of.workspace + of.layout.use_of_chunk + u;
+  T counts = 0;
+  for (int64_t chunk = 0; chunk < of.layout.chunks; ++chunk) {
+    if (uses[chunk * of.layout.width] != T(kInexact)) continue;
+    const int64_t begin = chunk * kChunkFrames, rest = of.p.frames - begin;
+    const int end = int(begin + (rest < kChunkFrames ? rest : kChunkFrames));
+    for (int t = int(begin); t < end; ++t) {
+      const auto term = of.is_average(u) ? of.term_of_average(t) : of.term_of_cell(t, u);
+      if (!term.inexact(log_smallest)) continue;
+      const T am = widen(of.am[t * of.p.classes + v]) - of.am_top[t];
+      counts += term.weight * exp_nonpositive((am + score) - term.log);
+    }
+  }
+  return counts;
+}
+
 // From these the gradient by `lm`, and by the average.
 template <class In>
 __global__ void __launch_bounds__(kRowThreads)
     factored_lm_kernel(const FactoredBackward p, const FactoredLayout layout,
                        const int blocks_of_row) {
   using T = Accumulator<In>;
-  const int64_t row = blockIdx.x / blocks_of_row, b = row / layout.positions;
-  const int u = int(row - b * layout.positions);
+  const int64_t row = blockIdx.x / blocks_of_row, b = row / layout.width;
+  const int u = int(row - b * layout.width);
   const int64_t v = (blockIdx.x - row * blocks_of_row) * kRowThreads + threadIdx.x;
-  if (v >= p.classes) return;
   const FactoredUtterance<In> of(p, layout, b);
+  if (v >= p.classes || u >= of.positions()) return;
   const T use = of.workspace[layout.use_of_position + u];
   T gradient = 0;
   if (use >= T(kSoftmax) && v != excluded_class(p)) {
@@ -257,16 +336,10 @@ __global__ void __launch_bounds__(kRowThreads)
     const T* counts = of.workspace + layout.counts + u * p.classes + v;
     T sum = 0;
     for (int64_t split = 0; split < layout.splits; ++split) {
-      sum += counts[split * layout.positions * p.classes];
+      sum += counts[split * layout.width * p.classes];
     }
     gradient = sum * exp_nonpositive(score);
-    const T smallest = of.log_smallest();
-    for (int t = 0; t < p.frames && use == T(kInexact); ++t) {
-      const auto term = of.term(t, u);
-      if (!term.inexact(smallest)) continue;
-      const T am = widen(of.am[t * p.classes + v]) - of.am_top[t];
-      gradient += term.weight * exp_nonpositive((am + score) - term.log);
-    }
+    if (use == T(kInexact)) gradient += inexact_counts(of, u, v, score);
   }
   if (of.is_average(u)) {
     gradient = use == T(kUnused) ? T(0) : of.cotangent() * gradient;
@@ -290,11 +363,11 @@ template <class In>
 cudaError_t launch_factored_backward(const FactoredBackward& p, cudaStream_t stream) {
   using Tile = ProductTile<Accumulator<In>>;
   if (!countable<In>(p)) return cudaErrorInvalidValue;
-  const FactoredLayout layout(p.frames, p.cells, p.classes, p.smoothing.used());
+  const FactoredLayout layout(p.frames, p.cells, p.classes);
   const Grid chunks{p.batch * layout.chunks, kWeightsThreads};
   cudaError_t status = launch(factored_weights_kernel<In>, chunks, stream, p, layout);
   if (status != cudaSuccess) return status;
-  const Grid positions{tiles_of(p.batch * layout.positions, kWeightsThreads), kWeightsThreads};
+  const Grid positions{tiles_of(p.batch * layout.width, kWeightsThreads), kWeightsThreads};
   status = launch(factored_positions_kernel<In>, positions, stream, p, layout);
   if (status != cudaSuccess) return status;
 
@@ -305,14 +378,20 @@ cudaError_t launch_factored_backward(const FactoredBackward& p, cudaStream_t str
                   int(class_columns));
   if (status != cudaSuccess) return status;
 
-  const int64_t class_rows = tiles_of(p.classes, Tile::kRows);
-  const int64_t position_columns = tiles_of(layout.positions, Tile::kColumns);
-  const Grid by_lm{p.batch * layout.splits * class_rows * position_columns, Tile::kThreads};
-  status = launch(factored_counts_kernel<In>, by_lm, stream, p, layout, int(class_rows),
-                  int(position_columns));
-  if (status != cudaSuccess) return status;
+  // Without a softmax there are no factors.
+  if (p.normalization != Normalization::kNone) {
+    static_assert(sizeof(Accumulator<In>) == 8 ||
+                  (Tile::kRows == kCountsTileRows && Tile::kColumns == kCountsTileColumns));
+    const int64_t class_rows = tiles_of(p.classes, Tile::kRows);
+    const int64_t position_columns =
+        tiles_of(p.cells + (p.smoothing.used() ? 1 : 0), Tile::kColumns);
+    const Grid by_lm{p.batch * layout.splits * class_rows * position_columns, Tile::kThreads};
+    status = launch(factored_counts_kernel<In>, by_lm, stream, p, layout, int(class_rows),
+                    int(position_columns));
+    if (status != cudaSuccess) return status;
+  }
   const int64_t blocks_of_row = tiles_of(p.classes, kRowThreads);
-  const Grid rows{p.batch * layout.positions * blocks_of_row, kRowThreads};
+  const Grid rows{p.batch * layout.width * blocks_of_row, kRowThreads};
   return launch(factored_lm_kernel<In>, rows, stream, p, layout, int(blocks_of_row));
 }
 
@@ -329,7 +408,7 @@ cudaError_t factored_backward(const FactoredBackward& p, DType dtype, cudaStream
 }
 
 int64_t factored_backward_elements(int64_t frames, int64_t cells, int64_t classes) {
-  return FactoredLayout(frames, cells, classes, true).total;
+  return FactoredLayout(frames, cells, classes).total;
 }
 
 }  // namespace jax_rnnt::cuda

@@ -89,8 +89,8 @@ struct Frame {
   In at_blank;
   T top, encoder_log;
 
-  __device__ __forceinline__ void load(const FactoredForward& p, int64_t b, int t) {
-    const Bounds bounds = p.bounds[b];
+  __device__ __forceinline__ void load(const FactoredForward& p, const Bounds& bounds, int64_t b,
+                                       int t) {
     inside = t < p.frames && bounds.valid(p.frames, p.cells - 1) && bounds.frame_begin <= t &&
              t < bounds.frame_end;
     row = b * p.frames + t;
@@ -162,14 +162,14 @@ __device__ __forceinline__ void take_logarithms(
     const Position<Accumulator<In>> (&positions)[kLaneColumns],
     typename ProductTile<Accumulator<In>>::Memory& memory) {
   using T = Accumulator<In>;
-  constexpr int kRowsOfWarp = ProductTile<T>::kRows / ProductTile<T>::kWarps;
+  constexpr int kRowsOfWarp = ProductTile<T>::kRowsOfWarp;
   const int first = threadIdx.x / kWarp * kRowsOfWarp, lane = threadIdx.x % kWarp;
-  const Bounds bounds = p.bounds[tile.b];
-  const T smallest = log_of(smallest_exact_sum<T>(p.classes));
+  const Bounds bounds = p.bounds[tile.outer];
+  const T log_smallest = log_of(smallest_exact_sum<T>(p.classes));
   const auto is_inexact = [&](int row, int c) {
     const int t = tile.row + row;
     return bounds.frame_begin <= t && t < bounds.frame_end && positions[c].inside &&
-           memory.sums[row][c * kWarp + lane] < smallest;
+           memory.sums[row][c * kWarp + lane] < log_smallest;
   };
   bool any_inexact = false;
 #pragma unroll 4
@@ -191,8 +191,8 @@ __device__ __forceinline__ void take_logarithms(
       while (inexact != 0) {
         const int owner = __ffs(int(inexact)) - 1, column = c * kWarp + owner;
         inexact &= inexact - 1;
-        const T log = exact_log_sum<In>(p, tile.b * p.frames + tile.row + row,
-                                        tile.b * p.cells + tile.column + column, lane);
+        const T log = exact_log_sum<In>(p, tile.outer * p.frames + tile.row + row,
+                                        tile.outer * p.cells + tile.column + column, lane);
         if (lane == owner) memory.sums[row][column] = log;
       }
     }
@@ -218,11 +218,11 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
     factored_arcs_kernel(const FactoredForward p, const int frame_tiles, const int position_tiles) {
   using T = Accumulator<In>;
   using Tile = ProductTile<T>;
-  constexpr int kLaneColumns = Tile::kColumns / kWarp, kFramesAtOnce = 4;
-  constexpr int kFramesOfWarp = Tile::kRows / Tile::kWarps;
+  constexpr int kLaneColumns = Tile::kLaneColumns, kFramesOfWarp = Tile::kRowsOfWarp;
+  constexpr int kFramesAtOnce = 4;
   __shared__ typename Tile::Memory memory;
   const TilePlace tile = TilePlace::of<T>(blockIdx.x, frame_tiles, position_tiles);
-  const int64_t b = tile.b;
+  const int64_t b = tile.outer;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const Bounds bounds = p.bounds[b];
   const bool relative = p.normalization != Normalization::kNone;
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
     In at_label[kFramesAtOnce][kLaneColumns];
 #pragma unroll
     for (int k = 0; k < kFramesAtOnce; ++k) {
-      frames[k].load(p, b, tile.row + first + k);
+      frames[k].load(p, bounds, b, tile.row + first + k);
 #pragma unroll
       for (int c = 0; c < kLaneColumns; ++c) {
         narrow(T(0), at_label[k][c]);

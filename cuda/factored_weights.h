@@ -54,6 +54,10 @@ struct FactoredUtterance {
   __device__ __forceinline__ T am_share() const { return T(p.smoothing.am_share); }
   // Smoothed, nothing of an utterance without cotangent counts, whatever it holds.
   __device__ __forceinline__ bool dropped() const { return p.smoothing.used() && cotangent() == 0; }
+  // Of labels, and with smoothed arcs one more, for the average.
+  __device__ __forceinline__ int positions() const {
+    return int(p.cells) + (p.smoothing.used() ? 1 : 0);
+  }
   __device__ __forceinline__ bool is_average(int u) const { return u == p.cells; }
 
   __device__ __forceinline__ T softmax_weight(T blank, T label) const {
@@ -68,8 +72,7 @@ struct FactoredUtterance {
     return log_of(smallest_exact_sum<T>(p.classes));
   }
 
-  // Weight and logarithm of the sum of what the softmax has at frame t for a label position, or for
-  // the average.
+  // Weight and logarithm of the sum of what the softmax has in a cell, or with the average.
   struct Term {
     T weight, log;
 
@@ -77,12 +80,12 @@ struct FactoredUtterance {
       return weight != 0 && log < log_smallest;
     }
   };
-  __device__ __forceinline__ Term term(int t, int u) const {
-    if (is_average(u)) {
-      return {am_share() * workspace[layout.softmax_of_frame + t], encoder_logs[t]};
-    }
+  __device__ __forceinline__ Term term_of_cell(int t, int u) const {
     const int64_t cell = t * p.cells + u;
     return {joint_share() * softmax_weight(blank[cell], label[cell]), denominators[cell]};
+  }
+  __device__ __forceinline__ Term term_of_average(int t) const {
+    return {am_share() * workspace[layout.softmax_of_frame + t], encoder_logs[t]};
   }
   __device__ __forceinline__ T use(const Term& term, T log_smallest) const {
     if (term.weight == 0) return T(kUnused);
@@ -111,7 +114,7 @@ __global__ void __launch_bounds__(kWeightsThreads)
   const int first = int(chunk) * kChunkFrames + warp * kFrames, frames = int(p.frames);
   const int cells = int(p.cells);
   const bool hat = p.normalization == Normalization::kHat;
-  const T smallest = of.log_smallest();
+  const T log_smallest = of.log_smallest();
   T* const factors = of.workspace + layout.factors;
 
   T am_blank[kFrames], use_of_frame[kFrames] = {}, blank_of_frame[kFrames] = {};
@@ -132,7 +135,7 @@ __global__ void __launch_bounds__(kWeightsThreads)
     const int64_t to = part == 0   ? layout.use_of_chunk
                        : part == 1 ? layout.blank_of_chunk
                                    : layout.label_of_chunk;
-    of.workspace[to + chunk * layout.positions + u] = result;
+    of.workspace[to + chunk * layout.width + u] = result;
   };
 
   int turn = 0;
@@ -155,14 +158,14 @@ __global__ void __launch_bounds__(kWeightsThreads)
       const T weight = of.softmax_weight(blank[k], label[k]);
       const typename FactoredUtterance<In>::Term term{of.joint_share() * weight, log[k]};
       const bool active = blank[k] != 0 || label[k] != 0;
-      const T use = larger(of.use(term, smallest), active ? T(kArcsOnly) : T(kUnused));
+      const T use = larger(of.use(term, log_smallest), active ? T(kArcsOnly) : T(kUnused));
       T of_blank = -blank[k];
       if (hat && active) {
         const T z = am_blank[k] + lm_blank, e = exp_nonpositive(z < 0 ? z : -z);
         of_blank = (label[k] * (z < 0 ? e : T(1)) - blank[k] * (z < 0 ? T(1) : e)) / (1 + e);
       }
       if (u < cells && first + k < frames) {
-        factors[(first + k) * layout.positions + u] = of.factor(term, smallest);
+        factors[(first + k) * layout.width + u] = of.factor(term, log_smallest);
       }
       use_of_frame[k] = larger(use_of_frame[k], use);
       blank_of_frame[k] += of_blank;
@@ -190,8 +193,8 @@ __global__ void __launch_bounds__(kWeightsThreads)
     if (t >= frames) continue;
     if (p.smoothing.used()) {
       const typename FactoredUtterance<In>::Term term{of.am_share() * softmax, of.encoder_logs[t]};
-      use_of_average = larger(use_of_average, of.use(term, smallest));
-      if (lane == 0) factors[t * layout.positions + cells] = of.factor(term, smallest);
+      use_of_average = larger(use_of_average, of.use(term, log_smallest));
+      if (lane == 0) factors[t * layout.width + cells] = of.factor(term, log_smallest);
     }
     if (lane != 0) continue;
     if (of.dropped()) use = T(kUnused);
@@ -214,15 +217,16 @@ __global__ void __launch_bounds__(kWeightsThreads)
     factored_positions_kernel(const FactoredBackward p, const FactoredLayout layout) {
   using T = Accumulator<In>;
   const int64_t index = int64_t(blockIdx.x) * kWeightsThreads + threadIdx.x;
-  const int64_t b = index / layout.positions;
-  const int u = int(index - b * layout.positions);
+  const int64_t b = index / layout.width;
+  const int u = int(index - b * layout.width);
   if (b >= p.batch) return;
   const FactoredUtterance<In> of(p, layout, b);
+  if (u >= of.positions()) return;
   T* const w = of.workspace;
   T use = 0, blank = 0, label = 0;
 #pragma unroll 4
   for (int64_t chunk = 0; chunk < layout.chunks; ++chunk) {
-    const int64_t place = chunk * layout.positions + u;
+    const int64_t place = chunk * layout.width + u;
     use = larger(use, w[layout.use_of_chunk + place]);
     blank += w[layout.blank_of_chunk + place];
     label += w[layout.label_of_chunk + place];
