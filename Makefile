@@ -46,17 +46,24 @@ setup: $(VENV)/.installed
 
 test: test-cpu test-emulated
 
+# Most of the time goes to XLA's compiler; what it makes need be fast in the tests of speed alone.
+QUICK_COMPILATION := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+
 test-cpu: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal tests
+	$(BIN)/python -m pytest tests/test_speed.py
+	XLA_FLAGS="$(QUICK_COMPILATION)" \
+	  $(BIN)/python -m pytest -n auto --dist worksteal tests --ignore=tests/test_speed.py
 
 # The CUDA kernels, compiled for the CPU: on the test-suite, and on parts of it with sanitizers and
 # looking for races.
 test-emulated: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal --backend=cuda-emulated $(EMULATED_TESTS)
+	XLA_FLAGS="$(QUICK_COMPILATION)" \
+	  $(BIN)/python -m pytest -n auto --dist worksteal --backend=cuda-emulated $(EMULATED_TESTS)
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=$(ASAN_OPTIONS) JAX_RNNT_EMULATION_KIND=sanitized \
+	  XLA_FLAGS="$(QUICK_COMPILATION)" \
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(SANITIZED_TESTS)
-	JAX_RNNT_EMULATION_KIND=races \
+	JAX_RNNT_EMULATION_KIND=races XLA_FLAGS="$(QUICK_COMPILATION)" \
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(RACE_TESTS)
 
 demo: setup
