@@ -118,6 +118,18 @@ def test_large_products(implementation: str, dtype: Any, scales: Options) -> Non
     assert_close(found, wanted, 1e-11 if dtype == np.float64 else 1e-5)
 
 
+def test_utterances_apart() -> None:
+    """Many frames and classes, whole tiles of label positions: a batch is its utterances, bit for
+    bit, so none uses the other's memory.
+    """
+    batch = random_factored(np.random.default_rng(24), 2, 384, 63, 900, dtype=np.float32)
+    together = run_factored(batch, "native")
+    for i in range(2):
+        alone = run_factored(jax.tree.map(lambda x, i=i: x[i : i + 1], batch), "native")
+        for one, two in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(one[i : i + 1], two)
+
+
 def test_enumeration() -> None:
     """Against the sum over all paths of tiny lattices."""
     rng = np.random.default_rng(5)
