@@ -46,7 +46,7 @@ setup: $(VENV)/.installed
 
 test: test-cpu test-emulated
 
-# Most of the time goes to XLA's compiler; what it makes need be fast in the tests of speed alone.
+# Less compiling: what XLA makes need be fast in the tests of speed alone.
 QUICK_COMPILATION := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
 test-cpu: setup
