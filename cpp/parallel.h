@@ -17,7 +17,8 @@ inline constexpr int64_t kSerialBytes = 1 << 16;
 // Calls body(begin, end), which must not throw, for pieces that cover [0, items), on up to
 // pool.num_threads() threads; returns when all are done. `Pool` has num_threads() and
 // Schedule(callable). Pieces are handed out as threads ask for them, since items (padded
-// utterances, frames) differ in cost.
+// utterances, frames) differ in cost, and cores in what else they have to do; the less is left, the
+// smaller they are.
 //
 // The caller waits for pieces, never for helpers to start: a pool whose threads are all busy, even
 // with calls to this function, only means that the caller does more itself. Pieces begin in order:
@@ -35,20 +36,19 @@ void parallel_for(Pool& pool, int64_t items, int64_t bytes_per_item, const Body&
     std::condition_variable all_done;
     int64_t done = 0;
   };
-  // About eight pieces a thread even out their differences; tiny ones would fight for the counter.
+  // Tiny pieces would fight for the counter.
   const int64_t smallest = 1 + kSerialBytes / 4 / (bytes_per_item + 1);
-  const int64_t largest = (items + threads - 1) / threads;
-  const int64_t piece = std::min(std::max(items / (threads * 8), smallest), largest);
   const auto shared = std::make_shared<Shared>();
   // A helper that starts after the last piece was taken touches `shared` only, never `body`.
-  const auto work = [shared, items, piece, &body] {
+  const auto work = [shared, items, smallest, threads, &body] {
     int64_t done = 0;
-    for (;;) {
-      const int64_t begin = shared->next.fetch_add(piece);
-      if (begin >= items) break;
+    for (int64_t begin = shared->next; begin < items;) {
+      const int64_t piece = std::max((items - begin) / (threads * 4), smallest);
       const int64_t end = std::min(begin + piece, items);
+      if (!shared->next.compare_exchange_weak(begin, end)) continue;
       body(begin, end);
       done += end - begin;
+      begin = shared->next;
     }
     if (done == 0) return;
     const std::lock_guard<std::mutex> lock(shared->mutex);
