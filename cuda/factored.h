@@ -1,6 +1,7 @@
 // What both directions of the additive joiner's arcs share.
 #pragma once
 
+#include "factored_layout.h"
 #include "kernels.h"
 #include "product.h"
 #include "rows.h"
@@ -33,8 +34,6 @@ template <class In, class Params>
 bool countable(const Params& p) {
   return p.frames <= INT32_MAX / 2 && p.cells <= INT32_MAX / 2 && p.classes <= kMostClasses<In>;
 }
-
-inline int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // A block's tile of rows and columns; neighbouring blocks have the same rows.
 struct TilePlace {

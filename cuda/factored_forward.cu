@@ -8,6 +8,30 @@
 namespace jax_rnnt::cuda {
 namespace {
 
+// The frames and label positions that an utterance has: none if its bounds are bad.
+struct Extent {
+  int frame_begin = 0, frame_end = 0, position_begin = 0, position_end = 0;
+
+  __device__ __forceinline__ Extent(const FactoredForward& p, int64_t b) {
+    const Bounds bounds = p.bounds[b];
+    if (!bounds.valid(p.frames, p.cells - 1)) return;
+    frame_begin = bounds.frame_begin;
+    frame_end = bounds.frame_end;
+    position_begin = bounds.label_begin;
+    position_end = bounds.label_end + 1;
+  }
+  __device__ __forceinline__ bool has_frame(int t) const {
+    return frame_begin <= t && t < frame_end;
+  }
+  __device__ __forceinline__ bool has_position(int u) const {
+    return position_begin <= u && u < position_end;
+  }
+  __device__ __forceinline__ bool meets(const TilePlace& tile, int rows, int columns) const {
+    return tile.row < frame_end && tile.row + rows > frame_begin && tile.column < position_end &&
+           tile.column + columns > position_begin;
+  }
+};
+
 // The largest score of each frame's row, then of each label position's, by a warp a row; for
 // smoothed arcs also the logarithm of the encoder's sum.
 template <class In>
@@ -21,10 +45,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   const bool is_frame = row < am_rows;
   const int64_t index = is_frame ? row : row - am_rows, rows = is_frame ? p.frames : p.cells;
   const int64_t b = index / rows, i = index - b * rows;
-  const Bounds bounds = p.bounds[b];
-  const int64_t begin = is_frame ? bounds.frame_begin : bounds.label_begin;
-  const int64_t end = is_frame ? bounds.frame_end : int64_t{bounds.label_end} + 1;
-  const bool inside = bounds.valid(p.frames, p.cells - 1) && begin <= i && i < end;
+  const Extent extent(p, b);
+  const bool inside = is_frame ? extent.has_frame(int(i)) : extent.has_position(int(i));
 
   T top = 0, encoder_log = 0;
   if (inside && p.normalization != Normalization::kNone) {
@@ -46,6 +68,9 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
     static_cast<T*>(p.smoothing.encoder_logs)[index] = encoder_log;
 }
 
+// That a warp loads together.
+inline constexpr int kFramesAtOnce = 4;
+
 // What a lane's label position has for the arcs of all frames. Scores are relative to the row's
 // largest where the arc is normalized by the softmax.
 template <class T>
@@ -57,16 +82,15 @@ struct Position {
 };
 
 template <class In, class T>
-__device__ __forceinline__ Position<T> load_position(const FactoredForward& p, int64_t b, int u) {
+__device__ __forceinline__ Position<T> load_position(const FactoredForward& p, const Extent& extent,
+                                                     int64_t b, int u) {
   Position<T> position;
-  const Bounds bounds = p.bounds[b];
-  position.inside = u < p.cells && bounds.valid(p.frames, p.cells - 1) && bounds.label_begin <= u &&
-                    u <= bounds.label_end;
+  position.inside = extent.has_position(u);
   if (!position.inside) return position;
   const int64_t row = b * p.cells + u;
   const In* scores = static_cast<const In*>(p.lm) + row * p.classes;
   const T top = static_cast<const T*>(p.lm_top)[row];
-  position.has_label = u < bounds.label_end;
+  position.has_label = u + 1 < extent.position_end;
   position.label_id = clipped_label(p, b, u);
   position.blank = widen(scores[p.blank_id]);
   if (p.normalization == Normalization::kSoftmax) position.blank -= top;
@@ -89,10 +113,9 @@ struct Frame {
   In at_blank;
   T top, encoder_log;
 
-  __device__ __forceinline__ void load(const FactoredForward& p, const Bounds& bounds, int64_t b,
+  __device__ __forceinline__ void load(const FactoredForward& p, const Extent& extent, int64_t b,
                                        int t) {
-    inside = t < p.frames && bounds.valid(p.frames, p.cells - 1) && bounds.frame_begin <= t &&
-             t < bounds.frame_end;
+    inside = extent.has_frame(t);
     row = b * p.frames + t;
     scores = static_cast<const In*>(p.am) + row * p.classes;
     narrow(T(0), at_blank);
@@ -158,17 +181,15 @@ __device__ __forceinline__ Accumulator<In> exact_log_sum(const FactoredForward& 
 // Puts logarithms in the place of the sums of a warp's rows. A lane has the same columns of all.
 template <class In, int kLaneColumns>
 __device__ __forceinline__ void take_logarithms(
-    const FactoredForward& p, const TilePlace& tile,
+    const FactoredForward& p, const Extent& extent, const TilePlace& tile,
     const Position<Accumulator<In>> (&positions)[kLaneColumns],
     typename ProductTile<Accumulator<In>>::Memory& memory) {
   using T = Accumulator<In>;
   constexpr int kRowsOfWarp = ProductTile<T>::kRowsOfWarp;
   const int first = threadIdx.x / kWarp * kRowsOfWarp, lane = threadIdx.x % kWarp;
-  const Bounds bounds = p.bounds[tile.outer];
   const T log_smallest = log_of(smallest_exact_sum<T>(p.classes));
   const auto is_inexact = [&](int row, int c) {
-    const int t = tile.row + row;
-    return bounds.frame_begin <= t && t < bounds.frame_end && positions[c].inside &&
+    return extent.has_frame(tile.row + row) && positions[c].inside &&
            memory.sums[row][c * kWarp + lane] < log_smallest;
   };
   bool any_inexact = false;
@@ -212,6 +233,56 @@ __device__ __forceinline__ Exponentials<In> exponentials(const FactoredForward& 
           excluded_class(p)};
 }
 
+// Some of a warp's rows, from row `first` of the tile on: loaded together, then written.
+template <class In, int kLaneColumns>
+__device__ __forceinline__ void write_arcs(
+    const FactoredForward& p, const Extent& extent, const TilePlace& tile,
+    const Position<Accumulator<In>> (&positions)[kLaneColumns],
+    const typename ProductTile<Accumulator<In>>::Memory& memory, int first) {
+  using T = Accumulator<In>;
+  const int lane = threadIdx.x % kWarp;
+  const bool relative = p.normalization != Normalization::kNone;
+  Frame<In> frames[kFramesAtOnce];
+  In at_label[kFramesAtOnce][kLaneColumns];
+#pragma unroll
+  for (int k = 0; k < kFramesAtOnce; ++k) {
+    frames[k].load(p, extent, tile.outer, tile.row + first + k);
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      narrow(T(0), at_label[k][c]);
+      if (frames[k].inside && positions[c].inside) {
+        at_label[k][c] = frames[k].scores[positions[c].label_id];
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kFramesAtOnce; ++k) {
+    const Frame<In>& frame = frames[k];
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      const Position<T>& position = positions[c];
+      const int u = tile.column + c * kWarp + lane;
+      const bool inside = frame.inside && position.inside;
+      if (tile.row + first + k >= p.frames || u >= p.cells) continue;
+      Arcs<T> arcs{-Constants<T>::kInfinity, -Constants<T>::kInfinity};
+      T log = 0;
+      if (inside) {
+        if (relative) log = memory.sums[first + k][c * kWarp + lane];
+        const T am_blank = widen(frame.at_blank);
+        arcs = arcs_of_cell<T>(
+            p, position,
+            p.normalization == Normalization::kSoftmax ? am_blank - frame.top : am_blank,
+            widen(at_label[k][c]) - frame.top, frame.encoder_log, log);
+      }
+      if (!position.has_label) arcs.label = -Constants<T>::kInfinity;
+      const int64_t cell = frame.row * p.cells + u;
+      static_cast<T*>(p.blank)[cell] = arcs.blank;
+      static_cast<T*>(p.label)[cell] = arcs.label;
+      static_cast<T*>(p.denominators)[cell] = log;
+    }
+  }
+}
+
 template <class In>
 __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
                                   ProductTile<Accumulator<In>>::kBlocks)
@@ -219,17 +290,13 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
   using T = Accumulator<In>;
   using Tile = ProductTile<T>;
   constexpr int kLaneColumns = Tile::kLaneColumns, kFramesOfWarp = Tile::kRowsOfWarp;
-  constexpr int kFramesAtOnce = 4;
   __shared__ typename Tile::Memory memory;
   const TilePlace tile = TilePlace::of<T>(blockIdx.x, frame_tiles, position_tiles);
   const int64_t b = tile.outer;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const Bounds bounds = p.bounds[b];
+  const Extent extent(p, b);
   const bool relative = p.normalization != Normalization::kNone;
-  const bool visited = bounds.valid(p.frames, p.cells - 1) && tile.row < bounds.frame_end &&
-                       tile.row + Tile::kRows > bounds.frame_begin &&
-                       tile.column <= bounds.label_end &&
-                       tile.column + Tile::kColumns > bounds.label_begin;
+  const bool visited = extent.meets(tile, Tile::kRows, Tile::kColumns);
   if (relative && visited) {
     const auto am = exponentials<In>(p, p.am, p.am_top, b, p.frames);
     const auto lm = exponentials<In>(p, p.lm, p.lm_top, b, p.cells);
@@ -240,51 +307,12 @@ __global__ void __launch_bounds__(ProductTile<Accumulator<In>>::kThreads,
   Position<T> positions[kLaneColumns];
 #pragma unroll
   for (int c = 0; c < kLaneColumns; ++c) {
-    positions[c] = load_position<In, T>(p, b, tile.column + c * kWarp + lane);
+    positions[c] = load_position<In, T>(p, extent, b, tile.column + c * kWarp + lane);
   }
-  if (relative && visited) take_logarithms<In>(p, tile, positions, memory);
+  if (relative && visited) take_logarithms<In>(p, extent, tile, positions, memory);
 #pragma unroll 1
   for (int i = 0; i < kFramesOfWarp; i += kFramesAtOnce) {
-    const int first = warp * kFramesOfWarp + i;
-    Frame<In> frames[kFramesAtOnce];
-    In at_label[kFramesAtOnce][kLaneColumns];
-#pragma unroll
-    for (int k = 0; k < kFramesAtOnce; ++k) {
-      frames[k].load(p, bounds, b, tile.row + first + k);
-#pragma unroll
-      for (int c = 0; c < kLaneColumns; ++c) {
-        narrow(T(0), at_label[k][c]);
-        if (frames[k].inside && positions[c].inside) {
-          at_label[k][c] = frames[k].scores[positions[c].label_id];
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kFramesAtOnce; ++k) {
-      const Frame<In>& frame = frames[k];
-#pragma unroll
-      for (int c = 0; c < kLaneColumns; ++c) {
-        const Position<T>& position = positions[c];
-        const int u = tile.column + c * kWarp + lane;
-        const bool inside = frame.inside && position.inside;
-        if (tile.row + first + k >= p.frames || u >= p.cells) continue;
-        Arcs<T> arcs{-Constants<T>::kInfinity, -Constants<T>::kInfinity};
-        T log = 0;
-        if (inside) {
-          if (relative) log = memory.sums[first + k][c * kWarp + lane];
-          const T am_blank = widen(frame.at_blank);
-          arcs = arcs_of_cell<T>(
-              p, position,
-              p.normalization == Normalization::kSoftmax ? am_blank - frame.top : am_blank,
-              widen(at_label[k][c]) - frame.top, frame.encoder_log, log);
-        }
-        if (!position.has_label) arcs.label = -Constants<T>::kInfinity;
-        const int64_t cell = frame.row * p.cells + u;
-        static_cast<T*>(p.blank)[cell] = arcs.blank;
-        static_cast<T*>(p.label)[cell] = arcs.label;
-        static_cast<T*>(p.denominators)[cell] = log;
-      }
-    }
+    write_arcs<In>(p, extent, tile, positions, memory, warp * kFramesOfWarp + i);
   }
 }
 

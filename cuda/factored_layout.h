@@ -15,6 +15,8 @@ inline constexpr int64_t kFewestSplitFrames = 2 * kChunkFrames;
 // Tiles of those sums, in single precision: classes, label positions.
 inline constexpr int64_t kCountsTileRows = 128, kCountsTileColumns = 64;
 
+inline int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
 struct FactoredLayout {
   int64_t width;                 // of a row of label positions, with one for the average
   int64_t chunks;                // of frames
@@ -31,14 +33,13 @@ struct FactoredLayout {
 
   // The same whether arcs are smoothed or not: a workspace is asked for without saying so.
   FactoredLayout(int64_t frames, int64_t cells, int64_t classes)
-      : width(cells + 1), chunks((frames + kChunkFrames - 1) / kChunkFrames) {
-    const int64_t tiles = ((classes + kCountsTileRows - 1) / kCountsTileRows) *
-                          ((width + kCountsTileColumns - 1) / kCountsTileColumns);
+      : width(cells + 1), chunks(tiles_of(frames, kChunkFrames)) {
+    const int64_t tiles = tiles_of(classes, kCountsTileRows) * tiles_of(width, kCountsTileColumns);
     const int64_t most = frames / kFewestSplitFrames;
-    const int64_t wanted = (kBlocksOfUtterance + tiles - 1) / tiles;
+    const int64_t wanted = tiles_of(kBlocksOfUtterance, tiles);
     const int64_t parts = wanted < most ? wanted : most > 0 ? most : 1;
-    const int64_t split_chunks = chunks > 0 ? (chunks + parts - 1) / parts : 1;
-    splits = chunks > 0 ? (chunks + split_chunks - 1) / split_chunks : 1;
+    const int64_t split_chunks = chunks > 0 ? tiles_of(chunks, parts) : 1;
+    splits = chunks > 0 ? tiles_of(chunks, split_chunks) : 1;
     split_frames = split_chunks * kChunkFrames;
     int64_t end = 0;
     const auto take = [&end](int64_t count) {

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "factored.h"
-#include "factored_layout.h"
 
 namespace jax_rnnt::cuda {
 
@@ -48,6 +47,12 @@ struct FactoredUtterance {
   }
   __device__ __forceinline__ const T* if_smoothed(const void* data, int64_t begin) const {
     return p.smoothing.used() ? static_cast<const T*>(data) + begin : nullptr;
+  }
+  // Of `rows` rows of scores from row `begin` on, relative to their shifts in the workspace.
+  __device__ __forceinline__ Exponentials<In> exponentials(const In* scores, int64_t shifts,
+                                                           int64_t begin, int64_t rows) const {
+    return {scores + begin * p.classes, int(rows),        int(p.classes), p.classes,
+            workspace + shifts + begin, excluded_class(p)};
   }
   __device__ __forceinline__ T cotangent() const { return static_cast<const T*>(p.cotangents)[b]; }
   __device__ __forceinline__ T joint_share() const { return T(p.smoothing.joint_share); }

@@ -129,9 +129,8 @@ template <class T, class Term>
 __device__ __forceinline__ T log_sum_exp(int classes, int lane, Term term) {
   LogSumExp<T> total{Constants<T>::kLowest, T(0)};
   for (int v = lane; v < classes; v += kWarp) total.max = fmax(T(term(v)), total.max);
-  total.max = reduce_group<kWarp>(total.max, [](T x, T y) { return fmax(x, y); });
   for (int v = lane; v < classes; v += kWarp) total.sum += exp_nonpositive(term(v) - total.max);
-  total.sum = reduce_group<kWarp>(total.sum, [](T x, T y) { return x + y; });
+  combine_group<kWarp>(total);
   return total.max + log_of(total.sum);
 }
 
