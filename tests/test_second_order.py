@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,10 +41,9 @@ def test_hessian_vector_product(topology: str, normalization: str) -> None:
     np.testing.assert_allclose(product, difference / (2 * step), atol=1e-8)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("topology", ["regular", "modified", "constrained"])
 @pytest.mark.parametrize("normalization", ["softmax", "hat", "none"])
-def test_bad_utterances(topology: Any, normalization: Any, value: float) -> None:
+def test_bad_utterances(topology: Any, normalization: Any) -> None:
     """NaN where a loss is: other utterances are not touched, and it has second derivative zero."""
     rng = np.random.default_rng(1)
     clean = jnp.asarray(rng.normal(size=(2, 4, 3, 4)))
@@ -57,22 +57,28 @@ def test_bad_utterances(topology: Any, normalization: Any, value: float) -> None
         ranges = jnp.broadcast_to(jnp.arange(3), (2, 4, 3))
         return rnnt_loss_pruned(x, labels, ranges, **options)
 
-    def product(loss: Any, x: jax.Array) -> jax.Array:
-        def total(x: jax.Array) -> jax.Array:
+    def losses_and_product(loss: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             losses = loss(x)
-            return jnp.where(jnp.isfinite(losses), losses, 0).sum()
+            return jnp.where(jnp.isfinite(losses), losses, 0).sum(), losses
 
-        return jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(total)(x) ** 2)))(x)
+        def squares(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            gradient, losses = jax.grad(total, has_aux=True)(x)
+            return jnp.sum(gradient**2), losses
+
+        product, losses = jax.grad(squares, has_aux=True)(x)
+        return losses, product
 
     for loss in (dense, pruned):
-        wanted = product(loss, clean)
-        for cell in ((0, 1, 1, labels[0, 1]), (0, 1, 1, 0)):
-            spoiled = clean.at[cell].set(value)
-            assert jnp.isnan(loss(spoiled)[0])
-            found = product(loss, spoiled)
-            np.testing.assert_array_equal(found[0], 0)
-            np.testing.assert_allclose(found[1], wanted[1], rtol=1e-12)
-            assert jnp.any(wanted[1] != 0)
+        compiled = jax.jit(partial(losses_and_product, loss))
+        _, wanted = compiled(clean)
+        assert jnp.any(wanted[1] != 0)
+        for value in (np.nan, np.inf):
+            for cell in ((0, 1, 1, labels[0, 1]), (0, 1, 1, 0)):
+                losses, found = compiled(clean.at[cell].set(value))
+                assert jnp.isnan(losses[0])
+                np.testing.assert_array_equal(found[0], 0)
+                np.testing.assert_allclose(found[1], wanted[1], rtol=1e-12)
 
 
 def test_native_refuses() -> None:
