@@ -71,6 +71,7 @@ demo: setup
 
 bench: setup
 	$(BIN)/python benchmarks/suite.py $(BENCH_ARGS)
+	$(if $(findstring --quick,$(BENCH_ARGS)),,$(BIN)/python benchmarks/threads.py $(THREADS_ARGS))
 
 # Into site/. It reads the sources and needs no build of them.
 docs:

@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,11 @@ def milliseconds(seconds: list[float], per: int = 1) -> dict[str, float]:
         "median": 1e3 * statistics.median(seconds) / per,
         "min": 1e3 * min(seconds) / per,
     }
+
+
+def command_line() -> str:
+    """This program's, as it is typed in the repository's root."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def cpu_name() -> str:

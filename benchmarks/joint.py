@@ -12,7 +12,6 @@ loss of all the utterances (`--time-utterances`), also these. On a GPU: `--dtype
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import interleaved, machine, milliseconds, wall_seconds, write_report
+from common import command_line, interleaved, machine, milliseconds, wall_seconds, write_report
 from process import keep_freed_memory
 from pruned import UTTERANCES, Problem, exact, make_problem
 
@@ -86,9 +85,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.allocator == "keep":
         keep_freed_memory()
-    command = " ".join(["python benchmarks/joint.py", *sys.argv[1:]])
     report: dict[str, Any] = {
-        "command": command, "machine": machine(), "device": jax.devices()[0].device_kind,
+        "command": command_line(), "machine": machine(), "device": jax.devices()[0].device_kind,
         "dtype": args.dtype, "memory": {}, "times": {},
     }  # fmt: skip
     print(report["machine"])

@@ -152,7 +152,7 @@ def _summary(samples: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def _without_faults(timer: Callable[[], float]) -> Timer:
+def without_faults(timer: Callable[[], float]) -> Timer:
     return lambda: (timer(), 0)
 
 
@@ -201,7 +201,7 @@ def measure(
         if read:
             for name, timer in Floor(read, written, threads).timers().items():
                 calls[FLOOR + name] = {"milliseconds": {}}
-                timers[step][FLOOR + name] = _without_faults(timer)
+                timers[step][FLOOR + name] = without_faults(timer)
         steps[step] = {"bytes": {"read": read, "written": written}, "calls": calls}
 
     for allocator in ("fresh", "reused"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import os
 import sys
 import time
 import warnings
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from problems import S_RANGE, SCALES, Problem
 from process import keep_freed_memory, page_faults, peak_memory
+from worker import serve
 
 Loss = Callable[..., Any]
 """From the tensors of `Problem.operands` to the sum of the losses."""
@@ -163,7 +163,7 @@ class Server:
         return float(loss)
 
     def answer(self, *words: str) -> Any:
-        """To a line that was read."""
+        """To a request."""
         match words:
             case ("keep",):
                 keep_freed_memory()
@@ -190,13 +190,13 @@ def _version(name: str) -> str | None:
 
 def main() -> None:
     problem, threads = Problem(**json.loads(sys.argv[1])), int(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")  # whatever else is printed goes to stderr
-    os.dup2(2, 1)
     warnings.simplefilter("ignore")
-    server = Server(problem, threads)
-    print(json.dumps(server.found), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(server.answer(*line.split())), file=answers, flush=True)
+
+    def ready() -> tuple[dict[str, Any], Callable[..., Any]]:
+        server = Server(problem, threads)
+        return server.found, server.answer
+
+    serve(ready)
 
 
 if __name__ == "__main__":

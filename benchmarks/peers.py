@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from problems import Problem
+from worker import Worker
 
 SERVER = Path(__file__).with_name("peer_server.py")
 REST_SECONDS = 0.005
@@ -27,18 +26,12 @@ class Peers:
 
     def __init__(self, python: str | None, problem: Problem, threads: int):
         self.found: dict[str, dict[str, Any]] = {}
-        self.process = None
-        if python is None:
-            return
-        command = [python, str(SERVER), json.dumps(asdict(problem)), str(threads)]
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.found = self._answer()
+        self.worker = None
+        if python is not None:
+            arguments = json.dumps(asdict(problem)), str(threads)
+            environment = {"OMP_NUM_THREADS": str(threads)}
+            self.worker = Worker(python, SERVER, arguments, environment)
+            self.found = self.worker.found
 
     def compare(self, loss: float) -> None:
         """Says of each system how far its loss is from ours, relatively."""
@@ -49,37 +42,27 @@ class Peers:
     def calls(self, step: str) -> dict[str, Any]:
         """By system, what makes a call and returns seconds and page faults."""
         return {
-            name: partial(self._rested, f"{step} {name}")
+            name: partial(self._rested, step, name)
             for name, found in self.found.items()
             if "loss" in found
         }
 
     def memory(self, step: str, name: str) -> dict[str, int] | None:
-        return self._ask(f"memory {step} {name}")
+        return self._ask("memory", step, name)
 
     def keep_freed_memory(self) -> None:
-        if self.process is not None:
-            self._ask("keep")
+        if self.worker is not None:
+            self.worker.ask("keep")
 
     def close(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()
+        if self.worker is not None:
+            self.worker.close()
 
-    def _rested(self, request: str) -> dict[str, float]:
-        answer = self._ask(request)
+    def _rested(self, *words: str) -> dict[str, float]:
+        answer = self._ask(*words)
         time.sleep(REST_SECONDS)
         return answer
 
-    def _ask(self, request: str) -> Any:
-        assert self.process is not None and self.process.stdin is not None
-        self.process.stdin.write(request + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process is not None and self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{SERVER.name} ended with {self.process.wait()}; see above")
-        return json.loads(line)
+    def _ask(self, *words: str) -> Any:
+        assert self.worker is not None, "no system was found"
+        return self.worker.ask(*words)

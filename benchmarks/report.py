@@ -1,6 +1,9 @@
-"""Turns what `suite.py` measured into tables and pictures, in the documentation and the README.
+"""Turns what `suite.py` and `threads.py` measured into tables and pictures, in the documentation
+and the README.
 
-    python benchmarks/report.py [benchmarks/results/cpu.json] [--print]
+    python benchmarks/report.py [RESULTS [THREADS]] [--print]
+
+By default of `benchmarks/results/cpu.json` and `threads.json`.
 
 Tables stand between `<!-- benchmark NAME -->` and `<!-- end -->`; their text is replaced. With
 `--print`, all tables are printed and no file is touched.
@@ -9,14 +12,17 @@ Tables stand between `<!-- benchmark NAME -->` and `<!-- end -->`; their text is
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from results import IN_PLACE, Results
+from results import FLOOR, IN_PLACE, MATRIX_PRODUCTS, Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+THREADS_RESULTS = RESULTS.with_name("threads.json")
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 IMAGES = ROOT / "docs" / "images"
 
@@ -182,7 +188,7 @@ def pruned(results: Results) -> str:
     rows = []
     for op in ("rnnt_loss_pruned", "rnnt_loss_pruned_joint"):
         for found in results.select(op=op, shape="E"):
-            native, products = (found.median("both", x) for x in ("native", "matrix products"))
+            native, products = (found.median("both", x) for x in ("native", MATRIX_PRODUCTS))
             rows.append(
                 [
                     f"`{op}`",
@@ -228,34 +234,41 @@ def overhead(results: Results) -> str:
     return f"{calls}\n\n{compiling}"
 
 
-LONG_MILLISECONDS = 5.0
-"""Of a call on one thread that a second one is to make faster."""
-
-
-def threads(results: Results) -> str:
-    """How many times faster two threads are, and how many times faster they stream the bytes."""
-    two = {(x.op, x.sizes, x.shape, x.dtype): x for x in results.select(threads=2)}
+def threads(report: dict[str, Any]) -> str:
+    """How many times faster two threads are, also at what no implementation can do without."""
     rows = []
-    for found in results.select(threads=1):
-        other = two.get((found.op, found.sizes, found.shape, found.dtype))
-        if other is None or found.op == "scaling":
-            continue
-        for step in found.steps if found.op == "arcs" else ("both",):
-            native = found.median(step, "native")
-            if native is None or native < LONG_MILLISECONDS:
-                continue
-            floors = found.floor(step), other.floor(step)
+    for case in report["cases"]:
+        sizes = ", ".join(f"{name}={n}" for name, n in case["sizes"].items())
+        for step, calls in case["steps"].items():
+            (one, two), (best_of_one, best_of_two) = (
+                [{name: call[count][which] for name, call in calls.items()} for count in "12"]
+                for which in ("median", "min")
+            )
+            floors = (_fastest_floor(times) for times in (one, two))
+            products = (times.get(MATRIX_PRODUCTS) for times in (one, two))
             rows.append(
                 [
-                    f"`{found.op}`" if found.op.startswith("rnnt") else f"{found.op} {step}",
-                    found.shape if found.op == "arcs" else found.sizes or found.shape,
-                    found.dtype,
-                    number(native),
-                    ratio(over(native, other.median(step, "native"))),
+                    f"`{case['op']}`" if case["op"].startswith("rnnt") else case["op"],
+                    sizes,
+                    case["dtype"],
+                    step,
+                    number(one["native"]),
+                    ratio(one["native"] / two["native"]),
+                    ratio(best_of_one["native"] / best_of_two["native"]),
+                    ratio(over(one.get(IN_PLACE), two.get(IN_PLACE))),
                     ratio(over(*floors)),
+                    ratio(over(*products)),
                 ]
             )
-    return table("op, sizes, dtype, 1 thread ms, gain of 2 threads, gain of streaming", rows)
+    head = (
+        "op, sizes, dtype, step, 1 thread ms, gain, of the fastest calls, in place, streaming, "
+        "matrix products"
+    )
+    return table(head, rows)
+
+
+def _fastest_floor(milliseconds: dict[str, float]) -> float | None:
+    return min((t for name, t in milliseconds.items() if name.startswith(FLOOR)), default=None)
 
 
 def scaling(results: Results) -> str:
@@ -298,23 +311,32 @@ def summary(results: Results) -> str:
 
 def machine(results: Results) -> str:
     """What the numbers depend on."""
-    it = results.machine
     versions = [
         f"{NAMES[name]} {peer['version'] or ''}".strip() for name, peer in results.peers.items()
     ]
-    return (
-        f"{it['cores']} cores of an {it['cpu']} ({it['kernels']} kernels), JAX {it['jax']}, "
-        f"Python {it['python']}; {', '.join(versions) or 'no other system'}. `{results.command}`"
-    )
+    return _machine(results.machine, results.command, ", ".join(versions) or "no other system")
+
+
+def threads_machine(report: dict[str, Any]) -> str:
+    return _machine(report["machine"], report["command"])
+
+
+def _machine(it: dict[str, Any], command: str, *more: str) -> str:
+    cores = f"{it['cores']} cores of an {it['cpu']} ({it['kernels']} kernels)"
+    parts = f"{cores}, JAX {it['jax']}, Python {it['python']}", *more
+    return f"{'; '.join(parts)}. `{command}`"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
     function.__name__: function
     for function in (
-        losses, bfloat16, peers, kernels, lattice, pruned, librispeech, overhead, threads, scaling,
+        losses, bfloat16, peers, kernels, lattice, pruned, librispeech, overhead, scaling,
         summary, machine,
     )
 }  # fmt: skip
+THREADS_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    function.__name__: function for function in (threads, threads_machine)
+}
 MARKED = re.compile(r"(<!-- benchmark (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -328,10 +350,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS)
+    parser.add_argument("threads", nargs="?", type=Path, default=THREADS_RESULTS)
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     args = parser.parse_args()
     results = Results.read(args.results)
     tables = {name: function(results) for name, function in TABLES.items()}
+    threads_report = json.loads(args.threads.read_text())
+    tables |= {name: function(threads_report) for name, function in THREADS_TABLES.items()}
     if args.print:
         print("\n\n".join(f"{name}\n\n{text}" for name, text in tables.items()))
         return

@@ -14,6 +14,11 @@ FLOOR = "floor: "
 """Before the name of each way to stream."""
 IN_PLACE = "native in place"
 """The native implementation with its operands donated."""
+MATRIX_PRODUCTS = "matrix products"
+"""Those of a joint network, without which there is no loss."""
+
+LONG_MILLISECONDS = 5.0
+"""Of a call on one thread that a second one is to make faster."""
 
 
 @dataclass(frozen=True)

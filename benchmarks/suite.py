@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import machine, write_report
+from common import command_line, machine, write_report
 from suite_cases import Case, all_cases
 
 RUN_CASE = Path(__file__).with_name("run_case.py")
@@ -105,8 +104,7 @@ def main() -> None:
         print(f"this process has too few cores for {set(args.threads) - set(threads)} threads")
         args.threads = threads
     start = time.monotonic()
-    words = ["PYTHON" if word == args.peer_python else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "benchmarks/suite.py", *words])
+    command = command_line().replace(args.peer_python or "PYTHON", "PYTHON")
     report: dict[str, Any] = {"command": command, "machine": machine(), "cases": []}
     for case, dtype, count in chosen(args):
         found = run(case, dtype, count, args)

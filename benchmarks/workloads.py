@@ -14,7 +14,7 @@ from joint import joint as librispeech_joint
 from problems import S_RANGE, SCALES, Problem
 from pruned import UTTERANCES, make_problem
 from pruned import pruned as librispeech_pruned
-from results import IN_PLACE
+from results import IN_PLACE, MATRIX_PRODUCTS
 
 import jax_rnnt
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
@@ -188,8 +188,8 @@ def with_matrix_products(
     def products(rows: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         return rows @ kernel, gradient @ kernel.T, rows.T @ gradient
 
-    workload.calls["forward"]["matrix products"] = jnp.matmul, (rows, kernel)
-    workload.calls["both"]["matrix products"] = products, (rows, kernel, gradient)
+    workload.calls["forward"][MATRIX_PRODUCTS] = jnp.matmul, (rows, kernel)
+    workload.calls["both"][MATRIX_PRODUCTS] = products, (rows, kernel, gradient)
     return Workload(workload.calls)
 
 

@@ -72,6 +72,33 @@ def test_suite(tmp_path: Path) -> None:
     assert "| `rnnt_loss` | B=2, T=6, U=3, V=11 | 1 |" in tables
 
 
+def test_threads(tmp_path: Path) -> None:
+    """From the command to the table; calls that are shorter than asked for are left out."""
+    output = tmp_path / "threads.json"
+    options = ["--tiny", "--only", "lattice F", "rnnt_loss A", "--seconds", "0.01"]
+    printed = run("threads.py", *options, "--longer-than", "0", "--output", str(output))
+    assert "3 cases, written" in printed
+    found = json.loads(output.read_text())
+    assert found["command"].startswith("python benchmarks/threads.py --tiny --only 'lattice F'")
+    steps = [(x["op"], x["dtype"], list(x["steps"])) for x in found["cases"]]
+    cases = ("rnnt_loss", "float32"), ("rnnt_loss", "bfloat16"), ("lattice", "float32")
+    assert steps == [(*case, ["forward", "both"]) for case in cases]
+    for case in found["cases"]:
+        for step, calls in case["steps"].items():
+            wanted = {"native", "floor: numpy", "floor: C++"}
+            in_place = case["op"] == "rnnt_loss" and step == "both"
+            assert set(calls) == wanted | ({"native in place"} if in_place else set())
+            for times in calls.values():
+                assert set(times) == {"1", "2"}
+                assert all(0 < t["min"] <= t["median"] for t in times.values())
+                assert all(t["calls"] >= 7 for t in times.values())
+    tables = run("report.py", str(report.RESULTS), str(output), "--print")
+    assert "| `rnnt_loss` | B=2, T=6, U=3, V=11 | bfloat16 | both |" in tables
+
+    run("threads.py", *options, "--output", str(output))
+    assert json.loads(output.read_text())["cases"] == []
+
+
 CASES = [case.tiny() for case in all_cases() if case.op != "scaling"]
 
 
@@ -240,4 +267,5 @@ def test_pages() -> None:
     marks = [
         name for page in report.PAGES for _, name, _ in report.MARKED.findall(page.read_text())
     ]
-    assert {"summary", "losses", "kernels", "scaling"} <= set(marks) <= set(report.TABLES)
+    tables = {*report.TABLES, *report.THREADS_TABLES}
+    assert {"summary", "losses", "kernels", "scaling", "threads"} <= set(marks) <= tables
