@@ -52,7 +52,8 @@ QUICK_COMPILATION := --xla_backend_optimization_level=0 --xla_llvm_disable_expen
 test-cpu: setup
 	$(BIN)/python -m pytest tests/test_speed.py
 	XLA_FLAGS="$(QUICK_COMPILATION)" \
-	  $(BIN)/python -m pytest -n auto --dist worksteal tests --ignore=tests/test_speed.py
+	  $(BIN)/python -m pytest -n auto --dist worksteal --durations=25 tests \
+	  --ignore=tests/test_speed.py
 
 # The CUDA kernels, compiled for the CPU: on the test-suite, and on parts of it with sanitizers and
 # looking for races.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -87,6 +88,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     args = arguments()
+    if len(os.sched_getaffinity(0)) < max(THREADS):
+        sys.exit(f"this process has too few cores for {max(THREADS)} threads")
     start = time.monotonic()
     report: dict[str, Any] = {"command": command_line(), "machine": machine(), "cases": []}
     for case, dtype in chosen(args):

@@ -1,4 +1,4 @@
-"""One case on so many cores, call by call, for `threads.py`.
+"""One case on so many cores, turn by turn, for `threads.py`.
 
     python benchmarks/threads_server.py REQUEST THREADS
 

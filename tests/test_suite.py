@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -74,6 +74,8 @@ def test_suite(tmp_path: Path) -> None:
 
 def test_threads(tmp_path: Path) -> None:
     """From the command to the table; calls that are shorter than asked for are left out."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("THIS PROCESS HAS ONE CORE")
     output = tmp_path / "threads.json"
     options = ["--tiny", "--only", "lattice F", "rnnt_loss A", "--seconds", "0.01"]
     printed = run("threads.py", *options, "--longer-than", "0", "--output", str(output))
@@ -95,7 +97,7 @@ def test_threads(tmp_path: Path) -> None:
     tables = run("report.py", str(report.RESULTS), str(output), "--print")
     assert "| `rnnt_loss` | B=2, T=6, U=3, V=11 | bfloat16 | both |" in tables
 
-    run("threads.py", *options, "--output", str(output))
+    run("threads.py", "--tiny", "--only", "lattice F", "--output", str(output))
     assert json.loads(output.read_text())["cases"] == []
 
 
@@ -134,20 +136,22 @@ def test_scaling() -> None:
         assert all(len({size[other] for size in sizes}) == 1 for other in "BTUV" if other != axis)
 
 
-def test_time_is_divided() -> None:
+def test_time_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fast calls get more rounds than slow ones, and these at least five."""
     slow, fast = ({"calls": 0, "seconds": s} for s in (0.02, 1e-4))
+    clock = {"now": 0.0}
+    monkeypatch.setattr("measure.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
 
     def timer(which: dict[str, Any]) -> tuple[float, float]:
         which["calls"] += 1
-        time.sleep(which["seconds"])
+        clock["now"] += which["seconds"]
         return which["seconds"], 7.0
 
     timers = {"slow": lambda: timer(slow), "fast": lambda: timer(fast)}
-    found = interleaved_for(timers, 0.01)
+    found = interleaved_for(timers, 0.0041)
     assert found["slow"] == {"median": 20.0, "min": 20.0, "page_faults": 7.0, "rounds": 5}
-    assert 5 < found["fast"]["rounds"] <= 50
-    assert slow["calls"] == 6
+    assert found["fast"]["rounds"] == 20
+    assert (slow["calls"], fast["calls"]) == (6, 21)
 
 
 def test_settling() -> None:
