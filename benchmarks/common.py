@@ -49,9 +49,10 @@ def milliseconds(seconds: list[float], per: int = 1) -> dict[str, float]:
     }
 
 
-def command_line() -> str:
-    """This program's, as it is typed in the repository's root."""
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+def command_line(private: str | None = None) -> str:
+    """This program's, as it is typed in the repository's root; a private path is `PYTHON`."""
+    words = ("PYTHON" if word == private else word for word in sys.argv[1:])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def cpu_name() -> str:

@@ -17,9 +17,6 @@ IN_PLACE = "native in place"
 MATRIX_PRODUCTS = "matrix products"
 """Those of a joint network, without which there is no loss."""
 
-LONG_MILLISECONDS = 5.0
-"""Of a call on one thread that a second one is to make faster."""
-
 
 @dataclass(frozen=True)
 class Found:

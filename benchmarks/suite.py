@@ -104,7 +104,7 @@ def main() -> None:
         print(f"this process has too few cores for {set(args.threads) - set(threads)} threads")
         args.threads = threads
     start = time.monotonic()
-    command = command_line().replace(args.peer_python or "PYTHON", "PYTHON")
+    command = command_line(private=args.peer_python)
     report: dict[str, Any] = {"command": command, "machine": machine(), "cases": []}
     for case, dtype, count in chosen(args):
         found = run(case, dtype, count, args)

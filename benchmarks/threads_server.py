@@ -19,8 +19,8 @@ from results import FLOOR, IN_PLACE, MATRIX_PRODUCTS
 from worker import serve
 
 WARM_UP = 1 / 2
-"""Of a turn, which begins on idle cores: Linux wakes threads of a pool on the core of the thread
-that wakes them, and for some tenths of a second often moves them to the other one late.
+"""Of a turn, which begins on idle cores: Linux may wake a pool's threads on the core of the thread
+that wakes them, and at first move them to the other one late.
 """
 
 MEASURED = "native", IN_PLACE, MATRIX_PRODUCTS
