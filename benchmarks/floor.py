@@ -2,6 +2,7 @@
 
 Two ways of each, of which the faster counts: NumPy's (`max`, `copyto`) and loops in C++ whose
 stores pass the cache by. The buffers are resident: no page faults, which real results may have.
+Also what a core is for arithmetic that needs no memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def streams() -> ctypes.CDLL | None:
         return None
     with tempfile.TemporaryDirectory() as directory:
         library = Path(directory) / "stream.so"
-        options = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC"]
+        options = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
         source = Path(__file__).with_name("stream.cc")
         subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
         loaded = ctypes.CDLL(str(library))  # stays mapped without its file
@@ -38,6 +39,8 @@ def streams() -> ctypes.CDLL | None:
     loaded.stream_read.restype = ctypes.c_int64
     loaded.stream_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
     loaded.stream_copy.restype = None
+    loaded.multiply_add.argtypes = [ctypes.c_size_t]
+    loaded.multiply_add.restype = ctypes.c_float
     return loaded
 
 
@@ -45,14 +48,45 @@ def _address(array: np.ndarray, offset: int = 0) -> int:
     return array.ctypes.data + offset
 
 
+class Team:
+    """Threads that share a task."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+
+    def divide(self, size: int, grain: int, work: Callable[[int, int], None]) -> None:
+        """`work(begin, end)` on every thread's share, which begins at a multiple of `grain`."""
+        if not size:
+            return
+        ends = [grain * (size * i // self.threads // grain) for i in range(self.threads)] + [size]
+        own, *shares = itertools.pairwise(ends)
+        others = [self.pool.submit(work, *share) for share in shares] if self.pool else []
+        work(*own)
+        for other in others:
+            other.result()
+
+
+ARITHMETIC_STEPS = 4_000_000
+"""Some milliseconds of one core."""
+
+
+def arithmetic_seconds(team: Team) -> float:
+    """Of multiply-adds in registers, as many whatever the number of threads."""
+    library = streams()
+    assert library is not None
+    start = time.perf_counter()
+    team.divide(ARITHMETIC_STEPS, 1, lambda begin, end: library.multiply_add(end - begin))
+    return time.perf_counter() - start
+
+
 class Floor:
     """Timers of streaming `read` bytes and writing `written` bytes, divided among threads."""
 
-    def __init__(self, read: int, written: int, threads: int):
+    def __init__(self, read: int, written: int, team: Team):
+        self.team = team
         self.copied = min(read, written)
         self.only_read = read - self.copied
-        self.threads = threads
-        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         words = -(-max(read, written, 64) // 4)
         self.source = np.random.default_rng(0).random(words, dtype=np.float32)
         self.target = np.ones(-(-self.copied // 4), np.float32)
@@ -66,20 +100,10 @@ class Floor:
 
     def _seconds(self, read: Callable[..., None], copy: Callable[..., None]) -> float:
         start = time.perf_counter()
-        self._divided(self.only_read, partial(read, self.source, 4 * (self.copied // 4)))
-        self._divided(self.copied, partial(copy, self.source, self.target))
+        only_read = partial(read, self.source, 4 * (self.copied // 4))
+        self.team.divide(self.only_read, 64, only_read)
+        self.team.divide(self.copied, 64, partial(copy, self.source, self.target))
         return time.perf_counter() - start
-
-    def _divided(self, size: int, work: Callable[[int, int], None]) -> None:
-        """`work(begin, end)` on every thread's share of the bytes."""
-        if not size:
-            return
-        ends = [64 * (size * i // self.threads // 64) for i in range(self.threads)] + [size]
-        own, *shares = itertools.pairwise(ends)
-        others = [self.pool.submit(work, *share) for share in shares] if self.pool else []
-        work(*own)
-        for other in others:
-            other.result()
 
 
 def _numpy_read(source: np.ndarray, offset: int, begin: int, end: int) -> None:

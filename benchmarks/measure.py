@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from common import wall_seconds
-from floor import Floor
+from floor import Floor, Team
 from peers import Peers
 from process import keep_freed_memory, page_faults, peak_memory
 from results import FLOOR, IN_PLACE
@@ -199,7 +199,7 @@ def measure(
             timers[step][name] = _of_peer(call)
         read, written = workload.bytes.get(step, (0, 0))
         if read:
-            for name, timer in Floor(read, written, threads).timers().items():
+            for name, timer in Floor(read, written, Team(threads)).timers().items():
                 calls[FLOOR + name] = {"milliseconds": {}}
                 timers[step][FLOOR + name] = without_faults(timer)
         steps[step] = {"bytes": {"read": read, "written": written}, "calls": calls}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from results import FLOOR, IN_PLACE, MATRIX_PRODUCTS, Results
+from results import ARITHMETIC, FLOOR, IN_PLACE, MATRIX_PRODUCTS, Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -245,7 +245,9 @@ def threads(report: dict[str, Any]) -> str:
                 for which in ("median", "min")
             )
             floors = (_fastest_floor(times) for times in (one, two))
-            products = (times.get(MATRIX_PRODUCTS) for times in (one, two))
+            arithmetic, products = (
+                (times.get(name) for times in (one, two)) for name in (ARITHMETIC, MATRIX_PRODUCTS)
+            )
             rows.append(
                 [
                     f"`{case['op']}`" if case["op"].startswith("rnnt") else case["op"],
@@ -257,12 +259,13 @@ def threads(report: dict[str, Any]) -> str:
                     ratio(best_of_one["native"] / best_of_two["native"]),
                     ratio(over(one.get(IN_PLACE), two.get(IN_PLACE))),
                     ratio(over(*floors)),
+                    ratio(over(*arithmetic)),
                     ratio(over(*products)),
                 ]
             )
     head = (
         "op, sizes, dtype, step, 1 thread ms, gain, of the fastest calls, in place, streaming, "
-        "matrix products"
+        "arithmetic, matrix products"
     )
     return table(head, rows)
 

@@ -14,6 +14,8 @@ FLOOR = "floor: "
 """Before the name of each way to stream."""
 IN_PLACE = "native in place"
 """The native implementation with its operands donated."""
+ARITHMETIC = "arithmetic"
+"""Multiply-adds in registers, which need a core and nothing else."""
 MATRIX_PRODUCTS = "matrix products"
 """Those of a joint network, without which there is no loss."""
 

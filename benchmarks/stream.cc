@@ -1,4 +1,5 @@
-// Loops that stream memory as fast as a core does, for floor.py; the sizes are in bytes.
+// Loops that stream memory, or multiply and add, as fast as a core does, for floor.py; the sizes
+// are in bytes.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -8,9 +9,22 @@ constexpr size_t kVector = 64;
 constexpr size_t kAtOnce = 8;  // independent, so that loads do not wait for arithmetic
 using Vector = int64_t __attribute__((vector_size(kVector), aligned(1), may_alias));
 using Aligned = int64_t __attribute__((vector_size(kVector), may_alias));
+using Floats = float __attribute__((vector_size(kVector)));
 }  // namespace
 
 extern "C" {
+
+// In registers: 2 * 16 * kAtOnce operations a step.
+float multiply_add(size_t steps) {
+  Floats sums[kAtOnce];
+  for (size_t j = 0; j < kAtOnce; ++j) sums[j] = Floats{} + float(j);
+  for (size_t i = 0; i < steps; ++i)
+    for (Floats& sum : sums) sum = sum * 0.5f + 1.0f;
+  float total = 0;
+  for (const Floats& sum : sums)
+    for (size_t j = 0; j < kVector / sizeof(float); ++j) total += sum[j];
+  return total;
+}
 
 int64_t stream_read(const char* from, size_t size) {
   Vector sums[kAtOnce] = {};

@@ -4,8 +4,9 @@
 
 Two processes, one with one core and one with two, have the same case and take turns, so that
 whatever else happens on the machine happens to both. In a turn the same call is made again and
-again, as in a loop. Beside the native implementation they stream the bytes that it must move (see
-`floor.py`). It writes JSON, from which `report.py` makes a table.
+again, as in a loop. Beside the native implementation they stream the bytes that it must move, and
+do arithmetic that needs no memory (see `floor.py`). It writes JSON, from which `report.py` makes a
+table.
 """
 
 from __future__ import annotations

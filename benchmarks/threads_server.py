@@ -12,10 +12,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from process import keep_freed_memory, use_cores
-from results import FLOOR, IN_PLACE, MATRIX_PRODUCTS
+from results import ARITHMETIC, FLOOR, IN_PLACE, MATRIX_PRODUCTS
 from worker import serve
 
 WARM_UP = 1 / 2
@@ -30,7 +31,7 @@ def ready() -> tuple[dict[str, Any], Callable[..., list[float]]]:
     request, threads = json.loads(sys.argv[1]), int(sys.argv[2])
     use_cores(threads)  # before JAX starts, whose pools are as large
     keep_freed_memory()
-    from floor import Floor
+    from floor import Floor, Team, arithmetic_seconds, streams
     from measure import Timer, compiled_calls, settle, without_faults
     from suite_cases import case_named
 
@@ -38,6 +39,7 @@ def ready() -> tuple[dict[str, Any], Callable[..., list[float]]]:
     if request["tiny"]:
         case = case.tiny()
     workload = case.workload(request["dtype"])
+    team = Team(threads)
     timers: dict[str, dict[str, Timer]] = {}
     for step, calls in workload.calls.items():
         wanted = {name: calls[name] for name in MEASURED if name in calls}
@@ -45,8 +47,10 @@ def ready() -> tuple[dict[str, Any], Callable[..., list[float]]]:
         settle(timers[step])
         read, written = workload.bytes.get(step, (0, 0))
         if read:
-            for name, timer in Floor(read, written, threads).timers().items():
+            for name, timer in Floor(read, written, team).timers().items():
                 timers[step][FLOOR + name] = without_faults(timer)
+        if streams() is not None:
+            timers[step][ARITHMETIC] = without_faults(partial(arithmetic_seconds, team))
 
     def turn(step: str, call: str, seconds: str) -> list[float]:
         end, found = time.perf_counter() + float(seconds), []

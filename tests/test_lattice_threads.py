@@ -31,12 +31,14 @@ pytestmark = pytest.mark.cpu_only("about the threads of the CPU kernels")
 
 THREADS = [1, 2, 5]
 
-# Utterances, frames, labels, dtype: few utterances of at least 16,384 cells are shared.
+# Utterances, frames, labels, dtype: few utterances of at least 16,384 cells are shared, and the last
+# of many.
 CASES: dict[str, tuple[int, int, int, Any, Options]] = {
     "regular": (1, 400, 60, np.float32, {"topology": "regular"}),
     "long": (1, 6000, 4, np.float32, {"topology": "regular", "delay_penalty": 0.01}),
     "wide": (1, 40, 450, np.float64, {"topology": "regular"}),
     "windows": (4, 250, 70, np.float64, {"topology": "regular"}),
+    "many": (11, 300, 60, np.float32, {"topology": "regular"}),
     "modified": (3, 300, 60, np.float32, {"topology": "modified", "final_blank": True}),
     "constrained": (1, 300, 60, np.float32, {"topology": "constrained"}),
 }

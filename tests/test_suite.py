@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import report  # noqa: E402
-from floor import Floor, streams  # noqa: E402
+from floor import Floor, Team, arithmetic_seconds, streams  # noqa: E402
 from measure import interleaved_for, settle  # noqa: E402
 from peers import Peers  # noqa: E402
 from problems import Problem  # noqa: E402
@@ -87,7 +87,7 @@ def test_threads(tmp_path: Path) -> None:
     assert steps == [(*case, ["forward", "both"]) for case in cases]
     for case in found["cases"]:
         for step, calls in case["steps"].items():
-            wanted = {"native", "floor: numpy", "floor: C++"}
+            wanted = {"native", "floor: numpy", "floor: C++", "arithmetic"}
             in_place = case["op"] == "rnnt_loss" and step == "both"
             assert set(calls) == wanted | ({"native in place"} if in_place else set())
             for times in calls.values():
@@ -171,8 +171,18 @@ def test_settling() -> None:
 @pytest.mark.parametrize(("read", "written"), [(1000, 0), (1000, 1000), (2005, 999), (3, 1)])
 def test_floor(threads: int, read: int, written: int) -> None:
     """Copies all that is to be written, whatever the sizes."""
-    for timer in Floor(read, written, threads).timers().values():
+    for timer in Floor(read, written, Team(threads)).timers().values():
         assert timer() > 0
+
+
+def test_arithmetic() -> None:
+    """Every step is made, by one thread or by several."""
+    library = streams()
+    assert library is not None, "the tests are run where the kernels were compiled"
+    assert library.multiply_add(0) == 16 * sum(range(8))
+    halves = library.multiply_add(100)  # x / 2 + 1 again and again
+    assert halves == 16 * 8 * 2
+    assert all(arithmetic_seconds(Team(threads)) > 0 for threads in (1, 3))
 
 
 def test_streams() -> None:
