@@ -113,9 +113,11 @@ def _losses(options: LatticeOptions, blanks: _Terms, labels: _Terms, bounds: jax
 
 def _losses_fwd(options, blanks, labels, bounds):
     log_likelihood, posteriors = lattice(options, _sum(blanks), _sum(labels), bounds)
-    parts = [-_expected_score(posteriors, *arcs) for arcs in zip(blanks, labels, strict=True)]
-    rest = negative(log_likelihood) - _sum(parts)
-    return (parts[0] + rest, *parts[1:]), posteriors
+    first, others = negative(log_likelihood), []
+    for arcs in zip(blanks[1:], labels[1:], strict=True):
+        score = _expected_score(posteriors, *arcs)
+        first, others = first + score, [*others, -score]
+    return (first, *others), posteriors
 
 
 def _losses_bwd(options, posteriors, cotangents):

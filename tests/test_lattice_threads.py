@@ -31,8 +31,8 @@ pytestmark = pytest.mark.cpu_only("about the threads of the CPU kernels")
 
 THREADS = [1, 2, 5]
 
-# Utterances, frames, labels, dtype: few utterances of at least 16,384 cells are shared, and the last
-# of many.
+# Utterances, frames, labels, dtype: few utterances of at least 16,384 cells are shared, and the
+# last ones of many.
 CASES: dict[str, tuple[int, int, int, Any, Options]] = {
     "regular": (1, 400, 60, np.float32, {"topology": "regular"}),
     "long": (1, 6000, 4, np.float32, {"topology": "regular", "delay_penalty": 0.01}),
