@@ -29,6 +29,8 @@ RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.p
 # For the GPU that is there; a list such as 80;90 for others.
 CUDA_ARCHITECTURES ?= native
 GPU_WORKERS ?= 12
+# Then pytest is interrupted, and says what has failed so far, which it does not if it is killed.
+GPU_SUITE_SECONDS ?= 480
 # The workers share the card: each takes memory as it needs it.
 GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
@@ -91,7 +93,8 @@ build-gpu:
 test-gpu: suite-gpu sanitize-gpu
 
 suite-gpu: build-gpu
-	$(GPU_ENV) $(PYTHON) -m pytest --backend=cuda --fail-on-skip --continue-on-collection-errors \
+	$(GPU_ENV) timeout --signal=INT $(GPU_SUITE_SECONDS) \
+	  $(PYTHON) -m pytest --backend=cuda --fail-on-skip --continue-on-collection-errors \
 	  --maxfail=50 --tb=short --quiet -n $(GPU_WORKERS) --dist worksteal $(GPU_TEST_ARGS) tests
 
 sanitize-gpu: build-gpu

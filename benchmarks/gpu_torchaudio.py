@@ -84,6 +84,9 @@ class Torchaudio:
         return lambda: all_seconds_on_gpu() / count, peak
 
     def give_memory_back(self) -> None:
-        """To CUDA, for JAX to take."""
+        """To CUDA, for JAX to take. Torch is not asked again once CUDA's errors turn up here."""
         if self.missing is None and self.device == "cuda":
-            self.torch.cuda.empty_cache()
+            try:
+                self.torch.cuda.empty_cache()
+            except RuntimeError as error:
+                self.missing = f"{type(error).__name__}: {error}"

@@ -94,7 +94,7 @@ cudaError_t launch_lattice(const Lattice& p, cudaStream_t stream) {
 
 cudaError_t lattice(const Lattice& p, DType dtype, cudaStream_t stream) {
   const PackedRows& packed = p.packed;
-  if (packed.used && p.blank_posteriors != nullptr && packed.rows > 0) {
+  if (packed.used && p.blank_posteriors != nullptr && packed.planes * packed.rows > 0) {
     const size_t bytes =
         packed.planes * packed.rows * (dtype == DType::kF64 ? sizeof(double) : sizeof(float));
     for (void* plane : {p.blank_posteriors, p.label_posteriors}) {

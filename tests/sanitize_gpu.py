@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -181,7 +182,9 @@ def run_cases(every: int) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     kinds = arcs_cases, lattice_cases, packed_cases, banded_cases, additive_cases
     cases = [case for kind in kinds for case in kind()][::every]
-    for what, function, operands in cases:
+    for done, (what, function, operands) in enumerate(cases):
+        if done % 50 == 0:
+            print(f"{done} of {len(cases)} cases ran", flush=True)
         try:
             donated = (0,) if IN_PLACE in what else ()
             jax.block_until_ready(jax.jit(function, donate_argnums=donated)(*operands))
@@ -203,17 +206,18 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
 
 
-def start(tool: str, every: int) -> subprocess.Popen[str]:
+def start(tool: str, every: int, output: Path) -> subprocess.Popen[bytes]:
+    """What it prints is written to a file: a pipe that nobody reads yet would stop it."""
     # JAX asks the driver for things that it may not have, which are no errors of the kernels.
     options = ["--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
-    return subprocess.Popen(
-        [str(sanitizer()), *options]
-        + [sys.executable, os.path.abspath(__file__), "--bare", "--every", str(every)],
-        env=os.environ | ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [str(sanitizer()), *options]
+            + [sys.executable, os.path.abspath(__file__), "--bare", "--every", str(every)],
+            env=os.environ | ENVIRONMENT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def main() -> int:
@@ -222,6 +226,9 @@ def main() -> int:
     )
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
     parser.add_argument("--every", type=int, default=1, help="run one case in so many")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/sanitizer"), help="folder of what the tools print"
+    )
     parser.add_argument("--bare", action="store_true", help="run the cases, without a tool")
     args = parser.parse_args()
     if args.bare:
@@ -235,10 +242,13 @@ def main() -> int:
         )
         return 2
     begin = time.monotonic()
-    running = {tool: start(tool, args.every) for tool in args.tools}  # all at once
+    args.output.mkdir(parents=True, exist_ok=True)
+    files = {tool: args.output / f"{tool}.txt" for tool in args.tools}
+    running = {tool: start(tool, args.every, file) for tool, file in files.items()}  # all at once
     failed = []
     for tool, process in running.items():
-        output, _ = process.communicate()
+        process.wait()
+        output = files[tool].read_text(errors="replace")
         clean = is_clean(tool, process.returncode, output)
         print(f"compute-sanitizer {tool}: {'clean' if clean else 'FAILED'}, ", end="")
         print(f"{time.monotonic() - begin:.0f} s")

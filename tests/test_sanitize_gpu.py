@@ -53,7 +53,8 @@ def test_runs_under_a_tool(
     fake.write_text(FAKE_TOOL)
     fake.chmod(0o755)
     monkeypatch.setenv("FAKE_VERDICT", CLEAN)
-    code = run_main(monkeypatch, f"{tmp_path}:/bin:/usr/bin", "--tools", "memcheck", "racecheck")
+    options = ["--tools", "memcheck", "racecheck", "--output", str(tmp_path)]
+    code = run_main(monkeypatch, f"{tmp_path}:/bin:/usr/bin", *options)
     output = capsys.readouterr().out
     assert code == 1
     assert (
