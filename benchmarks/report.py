@@ -245,9 +245,8 @@ def threads(report: dict[str, Any]) -> str:
                 for which in ("median", "min")
             )
             floors = (_fastest_floor(times) for times in (one, two))
-            arithmetic, products = (
-                (times.get(name) for times in (one, two)) for name in (ARITHMETIC, MATRIX_PRODUCTS)
-            )
+            others = IN_PLACE, ARITHMETIC, MATRIX_PRODUCTS
+            gains = {name: ratio(over(one.get(name), two.get(name))) for name in others}
             rows.append(
                 [
                     f"`{case['op']}`" if case["op"].startswith("rnnt") else case["op"],
@@ -257,10 +256,10 @@ def threads(report: dict[str, Any]) -> str:
                     number(one["native"]),
                     ratio(one["native"] / two["native"]),
                     ratio(best_of_one["native"] / best_of_two["native"]),
-                    ratio(over(one.get(IN_PLACE), two.get(IN_PLACE))),
+                    gains[IN_PLACE],
                     ratio(over(*floors)),
-                    ratio(over(*arithmetic)),
-                    ratio(over(*products)),
+                    gains[ARITHMETIC],
+                    gains[MATRIX_PRODUCTS],
                 ]
             )
     head = (
