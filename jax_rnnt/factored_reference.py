@@ -16,6 +16,7 @@ from .bounds import rows_inside
 from .factored_sums import (
     expected_counts,
     log_denominators,
+    products,
     relative_rows,
     rows_relative_to,
     without_class,
@@ -204,12 +205,17 @@ def gradients_of_batch(
         of_blank = label_weights * jax.nn.sigmoid(z) - blank_weights * jax.nn.sigmoid(-z)
         scale = label_weights
     ids, cotangents = label_ids(labels, V), cotangents[:, None, None]
-    add_columns = jax.vmap(lambda plane, at, columns: plane.at[:, at].add(columns))
+    # Positions with the same label are summed first, since a GPU's scatter adds in any order.
+    first = lax.argmax(ids[:, :, None] == ids[:, None, :], 1, jnp.int32)
+    positions = axis_index(2, 1, ids.shape[1])
+    to_first = (first[..., None] == positions[:, None]).astype(dtype)
+    columns = jnp.where(first == positions, ids, V)  # V is dropped
+    add_columns = jax.vmap(lambda plane, at, more: plane.at[:, at].add(more, mode="drop"))
 
     def by_am(counts: jax.Array, *planes: jax.Array) -> jax.Array:
         """The gradient by some frames of `am`, in the memory of their expected counts."""
         label_weights, of_blank, active = planes
-        gradient = add_columns(counts, ids, -label_weights)
+        gradient = add_columns(counts, columns, -products("btu,buw->btw", label_weights, to_first))
         gradient = gradient.at[:, :, blank_id].add(jnp.sum(of_blank, axis=2))
         gradient = jnp.where(jnp.any(active, axis=2)[..., None], cotangents * gradient, 0)
         return gradient.astype(am.dtype)

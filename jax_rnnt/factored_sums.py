@@ -76,7 +76,7 @@ def log_denominators(am: RelativeRows, lm: RelativeRows) -> jax.Array:
 
     def one_tile(am: RelativeRows, own: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
         del own
-        sums = _products("btv,buv->btu", jnp.exp(am.relative()), lm_exp)
+        sums = products("btv,buv->btu", jnp.exp(am.relative()), lm_exp)
         dead = am.dead | jnp.swapaxes(lm.dead, 1, 2)
         inexact = jnp.any(~dead & (sums < _smallest_exact_sum(am)), axis=2)
 
@@ -118,8 +118,8 @@ def expected_counts(
         inexact = jnp.any(logs < jnp.log(_smallest_exact_sum(am)), axis=2)
         factors = jnp.where(inexact[..., None], 0, weights * jnp.exp(-logs))
         am_exp = jnp.exp(am.relative())
-        over_t += lm_exp * _products("btu,btv->buv", factors, am_exp)
-        over_u = am_exp * _products("btu,buv->btv", factors, lm_exp)
+        over_t += lm_exp * products("btu,btv->buv", factors, am_exp)
+        over_u = am_exp * products("btu,buv->btv", factors, lm_exp)
 
         def one_frame(
             b: jax.Array, t: jax.Array, sums: tuple[jax.Array, jax.Array]
@@ -177,7 +177,8 @@ def _in_tiles(
     return lax.scan(step, (results, carry), begins, reverse=True)[0]
 
 
-def _products(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def products(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """An einsum without the shortcuts that accelerators take with float32."""
     return jnp.einsum(subscripts, x, y, precision=lax.Precision.HIGHEST)
 
 
