@@ -48,7 +48,7 @@ setup: $(VENV)/.installed
 
 test: test-cpu test-emulated
 
-# Less compiling: what XLA makes need not be fast. Its emitters without MLIR take half the time of the
+# Less compiling: what XLA makes need not be fast. Its emitters without MLIR take less time than the
 # others, where a jaxlib has both: an unknown flag ends the process.
 WITHOUT_MLIR := --xla_cpu_use_fusion_emitters=false
 QUICK_COMPILATION = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \

@@ -1,8 +1,8 @@
-"""The streaming floor: how long reading, or reading and writing, so many bytes takes at least.
+"""What nothing is faster than: moving the bytes, or as much arithmetic.
 
-Two ways of each, of which the faster counts: NumPy's (`max`, `copyto`) and loops in C++ whose
-stores pass the cache by. The buffers are resident: no page faults, which real results may have.
-Also what a core is for arithmetic that needs no memory.
+The streaming floor is how long reading, or reading and writing, so many bytes takes at least. Two
+ways of each, of which the faster counts: NumPy's (`max`, `copyto`) and loops in C++ whose stores
+pass the cache by. The buffers are resident: no page faults, which real results may have.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import numpy as np
 
 
 @cache
-def streams() -> ctypes.CDLL | None:
-    """The loops of `stream.cc`, compiled for this processor; None without a compiler."""
+def loops() -> ctypes.CDLL | None:
+    """The loops of `loops.cc`, compiled for this processor; None without a compiler."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as directory:
-        library = Path(directory) / "stream.so"
+        library = Path(directory) / "loops.so"
         options = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        source = Path(__file__).with_name("stream.cc")
+        source = Path(__file__).with_name("loops.cc")
         subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
         loaded = ctypes.CDLL(str(library))  # stays mapped without its file
     loaded.stream_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -73,7 +73,7 @@ ARITHMETIC_STEPS = 4_000_000
 
 def arithmetic_seconds(team: Team) -> float:
     """Of multiply-adds in registers, as many whatever the number of threads."""
-    library = streams()
+    library = loops()
     assert library is not None
     start = time.perf_counter()
     team.divide(ARITHMETIC_STEPS, 1, lambda begin, end: library.multiply_add(end - begin))
@@ -94,7 +94,7 @@ class Floor:
     def timers(self) -> dict[str, Callable[[], float]]:
         """By the name of the way."""
         ways: dict[str, Any] = {"numpy": (_numpy_read, _numpy_copy)}
-        if streams() is not None:
+        if loops() is not None:
             ways["C++"] = (_native_read, _native_copy)
         return {name: partial(self._seconds, *way) for name, way in ways.items()}
 
@@ -116,12 +116,12 @@ def _numpy_copy(source: np.ndarray, target: np.ndarray, begin: int, end: int) ->
 
 
 def _native_read(source: np.ndarray, offset: int, begin: int, end: int) -> None:
-    library = streams()
+    library = loops()
     assert library is not None
     library.stream_read(_address(source, offset + begin), end - begin)
 
 
 def _native_copy(source: np.ndarray, target: np.ndarray, begin: int, end: int) -> None:
-    library = streams()
+    library = loops()
     assert library is not None
     library.stream_copy(_address(source, begin), _address(target, begin), end - begin)

@@ -31,7 +31,7 @@ def ready() -> tuple[dict[str, Any], Callable[..., list[float]]]:
     request, threads = json.loads(sys.argv[1]), int(sys.argv[2])
     use_cores(threads)  # before JAX starts, whose pools are as large
     keep_freed_memory()
-    from floor import Floor, Team, arithmetic_seconds, streams
+    from floor import Floor, Team, arithmetic_seconds, loops
     from measure import Timer, compiled_calls, settle, without_faults
     from suite_cases import case_named
 
@@ -49,7 +49,7 @@ def ready() -> tuple[dict[str, Any], Callable[..., list[float]]]:
         if read:
             for name, timer in Floor(read, written, team).timers().items():
                 timers[step][FLOOR + name] = without_faults(timer)
-        if streams() is not None:
+        if loops() is not None:
             timers[step][ARITHMETIC] = without_faults(partial(arithmetic_seconds, team))
 
     def turn(step: str, call: str, seconds: str) -> list[float]:

@@ -184,7 +184,7 @@ def run_cases(every: int) -> None:
     cases = [case for kind in kinds for case in kind()][::every]
     for done, (what, function, operands) in enumerate(cases):
         if done % 50 == 0:
-            print(f"{done} of {len(cases)} cases ran", flush=True)
+            print(f"{done} of {len(cases)} are done", flush=True)
         try:
             donated = (0,) if IN_PLACE in what else ()
             jax.block_until_ready(jax.jit(function, donate_argnums=donated)(*operands))

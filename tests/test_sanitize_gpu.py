@@ -62,6 +62,8 @@ def test_runs_under_a_tool(
         and "racecheck: FAILED" in output
         and sanitize_gpu.ALL_RAN in output
     )
+    written = (tmp_path / "memcheck.txt").read_text()
+    assert " are done\n" in written and written.count(sanitize_gpu.ALL_RAN) == 1
 
 
 def test_not_installed(

@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import report  # noqa: E402
-from floor import Floor, Team, arithmetic_seconds, streams  # noqa: E402
+from floor import Floor, Team, arithmetic_seconds, loops  # noqa: E402
 from measure import interleaved_for, settle  # noqa: E402
 from peers import Peers  # noqa: E402
 from problems import Problem  # noqa: E402
@@ -179,19 +179,29 @@ def test_floor(threads: int, read: int, written: int) -> None:
         assert timer() > 0
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("size", "grain"), [(0, 1), (2, 1), (1000, 64), (1001, 64)])
+def test_shares(threads: int, size: int, grain: int) -> None:
+    """Together they are the whole, and begin at multiples of the grain."""
+    shares: list[tuple[int, int]] = []
+    Team(threads).divide(size, grain, lambda begin, end: shares.append((begin, end)))
+    assert sorted(i for share in shares for i in range(*share)) == list(range(size))
+    assert all(begin % grain == 0 for begin, _ in shares)
+
+
 def test_arithmetic() -> None:
-    """Every step is made, by one thread or by several."""
-    library = streams()
+    """A step is x / 2 + 1 on eight vectors, which begin with 0 to 7 and go to 2."""
+    library = loops()
     assert library is not None, "the tests are run where the kernels were compiled"
-    assert library.multiply_add(0) == 16 * sum(range(8))
-    halves = library.multiply_add(100)  # x / 2 + 1 again and again
-    assert halves == 16 * 8 * 2
+    for steps in (0, 1, 2, 100):
+        wanted = 16 * sum(2 + (first - 2) * 0.5**steps for first in range(8))
+        assert library.multiply_add(steps) == pytest.approx(wanted, rel=1e-6)
     assert all(arithmetic_seconds(Team(threads)) > 0 for threads in (1, 3))
 
 
 def test_streams() -> None:
     """Loops that are not at the boundaries of vectors read and copy every byte, and no more."""
-    library = streams()
+    library = loops()
     assert library is not None, "the tests are run where the kernels were compiled"
     source = np.random.default_rng(0).integers(0, 256, 2000, dtype=np.uint8)
     for begin, size in ((0, 2000), (1, 1501), (3, 60), (64, 0)):
