@@ -4,9 +4,9 @@
 
 Two processes, one with one core and one with two, have the same case and take turns, so that
 whatever else happens on the machine happens to both. In a turn the same call is made again and
-again, as in a loop. Beside the native implementation they stream the bytes that it must move, and
-do arithmetic that needs no memory (see `floor.py`). It writes JSON, from which `report.py` makes a
-table.
+again, as in a loop. The gain is the median over pairs of turns, one of each process right after the
+other. Beside the native implementation they stream the bytes that it must move, and do arithmetic
+that needs no memory (see `floor.py`). It writes JSON, from which `report.py` makes a table.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SERVER = Path(__file__).with_name("threads_server.py")
 THREADS = (1, 2)
 LONG_MILLISECONDS = 5.0
 """Of a call on one thread that a second one is to make faster."""
-TURNS = 7
-"""Of each process."""
+PAIRS = 9
+"""Of turns."""
 
 
 def arguments() -> argparse.Namespace:
@@ -66,26 +66,39 @@ def measured(case: Case, dtype: str, args: argparse.Namespace) -> dict[str, Any]
             continue
         steps[step] = {}
         for name in names:
-            found: dict[int, list[float]] = {n: [] for n in THREADS}
-            for _ in range(TURNS):
-                for n, worker in workers.items():
-                    found[n] += worker.ask(step, name, str(args.seconds))
-            steps[step][name] = {
-                str(n): {**milliseconds(times), "calls": len(times)} for n, times in found.items()
-            }
+            turns: dict[int, list[list[float]]] = {n: [] for n in THREADS}
+            for i in range(PAIRS):
+                # Either is first in every other pair, against what gets faster or slower meanwhile.
+                for n in THREADS if i % 2 == 0 else reversed(THREADS):
+                    turns[n].append(workers[n].ask(step, name, str(args.seconds)))
+            steps[step][name] = summary(turns)
     for worker in workers.values():
         worker.close()
     sizes = workers[1].found["sizes"]
     return {"op": case.op, "shape": case.shape, "sizes": sizes, "dtype": dtype, "steps": steps}
 
 
+def summary(turns: dict[int, list[list[float]]]) -> dict[str, Any]:
+    """Of the seconds of calls in each turn, by the number of threads."""
+    pairs = zip(*(map(statistics.median, turns[n]) for n in THREADS), strict=True)
+    by_threads = {
+        str(n): {
+            **milliseconds([seconds for turn in found for seconds in turn]),
+            "medians_of_turns": [milliseconds(turn)["median"] for turn in found],
+            "calls": sum(map(len, found)),
+        }
+        for n, found in turns.items()
+    }
+    return {"gain": statistics.median(one / two for one, two in pairs), "threads": by_threads}
+
+
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """What is printed of a case: medians on one thread and on two."""
+    """What is printed of a case: medians on one thread and on two, and the gain."""
     for step, calls in found["steps"].items():
         yield f"{found['op']} {found['shape']}, {found['dtype']}, {step}"
         for name, call in calls.items():
-            one, two = (call[str(n)]["median"] for n in THREADS)
-            yield f"  {name:16} {one:9.3f} {two:9.3f}  {one / two:.2f}x"
+            one, two = (call["threads"][str(n)]["median"] for n in THREADS)
+            yield f"  {name:16} {one:9.3f} {two:9.3f}  {call['gain']:.2f}x"
 
 
 def main() -> None:

@@ -15,9 +15,8 @@ from ._native.jax_versions import (
     with_batch_sharding_of,
     with_whole_rows,
 )
-from ._native.platforms import tile_bytes
 from .bounds import Sizes, labels_and_bounds
-from .joint_function import JointCallable, take_apart
+from .joint_function import JointCallable, logits_tile_bytes, take_apart
 from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
@@ -30,9 +29,6 @@ from .types import (
     Reduction,
     Topology,
 )
-
-_TILE_BYTES = {"cpu": 2 * 2**20, "gpu": 24 * 2**20}
-"""Of the logits of a tile: enough for matrix products to be fast, within the last cache."""
 
 
 def rnnt_loss_joint(
@@ -159,7 +155,7 @@ def rnnt_loss_joint(
 
 def _rows_per_tile(logits: Any, *widths: int) -> int:
     row_bytes = max(logits.shape[-1], *widths) * accumulator_dtype(logits.dtype).itemsize
-    return max(tile_bytes(**_TILE_BYTES) // row_bytes, 64)
+    return max(logits_tile_bytes() // row_bytes, 64)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from ._native.platforms import tile_bytes
 from .numerics import accumulator_dtype
 
 JointCallable = Callable[..., jax.Array]
@@ -94,6 +95,11 @@ def take_apart(
 def _as_data(x: jax.Array) -> jax.Array:
     """Random keys as integers."""
     return jax.random.key_data(x) if _leaf(x).key_impl else x
+
+
+def logits_tile_bytes() -> int:
+    """Of the logits of a tile: enough for matrix products to be fast, within the last cache."""
+    return tile_bytes(per_core=2 * 2**20, gpu=24 * 2**20)
 
 
 def for_sums(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from . import validation, validation_joint, validation_pruning
 from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
 from .bounds import Sizes
-from .joint_function import JointCallable, JointFunction, for_sums, take_apart
+from .joint_function import JointCallable, JointFunction, for_sums, logits_tile_bytes, take_apart
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .numerics import accumulator_dtype
@@ -33,8 +33,6 @@ from .types import (
     Topology,
 )
 
-_TILE_BYTES = 4 * 2**20
-"""Of the logits of a tile: enough for matrix products to be fast, too little to matter."""
 _SYMBOLIC_BATCH = 16
 """Utterances of a dimension of any size (shape-polymorphic export), to choose a tile for."""
 
@@ -185,7 +183,7 @@ def _frames_of_tile(frames_per_tile: int | None, logits: jax.ShapeDtypeStruct) -
     if frames_per_tile is None:
         utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)
         frame_bytes = utterances * S * V * accumulator_dtype(logits.dtype).itemsize
-        frames_per_tile = max(1, _TILE_BYTES // max(frame_bytes, 1))
+        frames_per_tile = max(1, logits_tile_bytes() // max(frame_bytes, 1))
         tiles = -(-T // frames_per_tile)
         frames_per_tile = -(-T // max(tiles, 1))  # evenly divided
     return min(frames_per_tile, T)

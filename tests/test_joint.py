@@ -29,6 +29,7 @@ from joint_cases import (
 )
 
 import jax_rnnt
+from jax_rnnt._native import platforms
 
 
 @pytest.mark.parametrize(
@@ -411,6 +412,16 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
     }
     with pytest.raises(error, match=message):
         jax_rnnt.rnnt_loss_joint(**{**named, **change})
+
+
+@pytest.mark.cpu_only("where a tile is for the cores")
+def test_tile_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each core has a part of a tile, up to some number of cores."""
+    found = []
+    for cores in (1, 2, 16, 200):
+        monkeypatch.setattr(platforms, "_cores", lambda cores=cores: cores)
+        found.append(platforms.tile_bytes(per_core=10, gpu=3))
+    assert found == [10, 20, 160, 160]
 
 
 @pytest.mark.cpu_only("so little memory that the workspace of a GPU's matrix products counts")

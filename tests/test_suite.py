@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import report  # noqa: E402
+import threads  # noqa: E402
 from floor import Floor, Team, arithmetic_seconds, loops  # noqa: E402
 from measure import interleaved_for, settle  # noqa: E402
 from peers import Peers  # noqa: E402
@@ -90,19 +91,33 @@ def test_threads(tmp_path: Path) -> None:
             wanted = {"native", "floor: numpy", "floor: C++", "arithmetic"}
             in_place = case["op"] == "rnnt_loss" and step == "both"
             assert set(calls) == wanted | ({"native in place"} if in_place else set())
-            for times in calls.values():
-                assert set(times) == {"1", "2"}
-                assert all(0 < t["min"] <= t["median"] for t in times.values())
-                assert all(t["calls"] >= 7 for t in times.values())
+            for call in calls.values():
+                assert call["gain"] > 0
+                assert set(call["threads"]) == {"1", "2"}
+                for times in call["threads"].values():
+                    assert 0 < times["min"] <= times["median"]
+                    assert times["calls"] >= len(times["medians_of_turns"]) == 9
     tables = run("report.py", str(report.RESULTS), str(output), "--print")
     begin = "| `rnnt_loss` | B=2, T=6, U=3, V=11 | bfloat16 | both |"
     (row,) = (line for line in tables.splitlines() if line.startswith(begin))
-    *_, gain, _, in_place, streaming, arithmetic, products, _ = (x.strip() for x in row.split("|"))
+    *_, gain, in_place, streaming, arithmetic, products, _ = (x.strip() for x in row.split("|"))
     assert all(x.endswith("×") for x in (gain, in_place, streaming, arithmetic))
     assert products == ""  # this loss has no joint network
 
     run("threads.py", "--tiny", "--only", "lattice F", "--output", str(output))
     assert json.loads(output.read_text())["cases"] == []
+
+
+def test_gain() -> None:
+    """Of neighbouring turns: neither a slow minute nor slow calls in one of the turns change it."""
+    slow = [1, 1, 3, 3, 3]
+    one, two = ([[x * seconds] * 4 for x in slow] for seconds in (0.02, 0.01))
+    two[3] = [0.5, 0.03, 0.03]
+    one[0] = [0.5] * 4
+    found = threads.summary({1: one, 2: two})
+    assert found["gain"] == pytest.approx(2)
+    assert found["threads"]["1"]["medians_of_turns"] == pytest.approx([500, 20, 60, 60, 60])
+    assert found["threads"]["2"]["calls"] == 19
 
 
 CASES = [case.tiny() for case in all_cases() if case.op != "scaling"]

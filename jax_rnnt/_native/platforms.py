@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -36,6 +37,23 @@ def platforms_with(target: str) -> list[str]:
     return [name for name, module in KERNELS.items() if target in module.registrations()]
 
 
-def tile_bytes(*, cpu: int, gpu: int) -> int:
-    """How much to compute at a time, on the platform that programs are compiled for by default."""
-    return cpu if jax.default_backend() == "cpu" else gpu
+_MOST_CORES = 16
+"""That a tile is for: memory stays small on hosts with many."""
+
+
+def tile_bytes(*, per_core: int, gpu: int) -> int:
+    """How much to compute at a time, on the platform that programs are compiled for by default.
+
+    On a CPU each core gets a part of a tile, and starting an operation on all of them takes as long
+    whatever its size.
+    """
+    if jax.default_backend() == "cpu":
+        return per_core * min(_cores(), _MOST_CORES)
+    return gpu
+
+
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
