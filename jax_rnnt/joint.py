@@ -16,7 +16,7 @@ from ._native.jax_versions import (
     with_whole_rows,
 )
 from .bounds import Sizes, labels_and_bounds
-from .joint_function import JointCallable, logits_tile_bytes, take_apart
+from .joint_function import JointCallable, default_rows_per_tile, take_apart
 from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
@@ -84,8 +84,8 @@ def rnnt_loss_joint(
       labels: `(*batch, U)` integers, as in `rnnt_loss`.
       rng: random key, for dropout. A row's key depends on it and on the row's utterance, frame and
         label position alone, not on tiles or padding, and is the same in both passes.
-      rows_per_tile: how many cells to compute at a time. Static; None chooses it so that their
-        logits are a few MB.
+      rows_per_tile: how many cells to compute at a time. Static; None chooses it so that the
+        widest of their arrays has a few MB for each core.
       logit_lengths, label_lengths, blank_id, topology, normalization, final_blank, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss`. `clamp` bounds the gradient by the logits.
@@ -126,7 +126,7 @@ def rnnt_loss_joint(
     )
     reduction = validation.reduction_of(reduction)
     if rows_per_tile is None:
-        rows_per_tile = _rows_per_tile(logits, encoder.shape[-1], predictor.shape[-1])
+        rows_per_tile = default_rows_per_tile(logits, encoder, predictor)
     rows_per_tile = validation.whole_number("rows_per_tile", rows_per_tile, minimum=1)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
 
@@ -151,11 +151,6 @@ def rnnt_loss_joint(
     variables, constants, *others = align_varying_axes(*operands)
     loss: Any = _loss(options, variables, [*constants, *closed_over], *others)
     return reduce_losses(loss, reduction, utterances.where)
-
-
-def _rows_per_tile(logits: Any, *widths: int) -> int:
-    row_bytes = max(logits.shape[-1], *widths) * accumulator_dtype(logits.dtype).itemsize
-    return max(logits_tile_bytes() // row_bytes, 64)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -97,9 +97,14 @@ def _as_data(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if _leaf(x).key_impl else x
 
 
-def logits_tile_bytes() -> int:
-    """Of the logits of a tile: enough for matrix products to be fast, within the last cache."""
-    return tile_bytes(per_core=2 * 2**20, gpu=24 * 2**20)
+def default_rows_per_tile(logits: jax.ShapeDtypeStruct, *operands: jax.Array) -> int:
+    """How many rows to compute at a time, by the widest of logits, encoder and predictor rows.
+
+    Enough for matrix products to be fast, within the last cache.
+    """
+    widest = max(x.shape[-1] for x in (logits, *operands))
+    row_bytes = max(widest, 1) * accumulator_dtype(logits.dtype).itemsize
+    return max(tile_bytes(per_core=2 * 2**20, gpu=24 * 2**20) // row_bytes, 64)
 
 
 def for_sums(x: jax.Array) -> jax.Array:

@@ -15,7 +15,13 @@ from jax import lax
 from . import validation, validation_joint, validation_pruning
 from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
 from .bounds import Sizes
-from .joint_function import JointCallable, JointFunction, for_sums, logits_tile_bytes, take_apart
+from .joint_function import (
+    JointCallable,
+    JointFunction,
+    default_rows_per_tile,
+    for_sums,
+    take_apart,
+)
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .numerics import accumulator_dtype
@@ -84,7 +90,8 @@ def rnnt_loss_pruned_joint(
       predictor_out: `(*batch, U+1, D2)` floating point.
       labels, ranges: as in `rnnt_loss_pruned`.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
-        it so that their logits are a few MB (in a symbolic batch, those of 16 utterances).
+        it so that the widest of their arrays has a few MB for each core (in a symbolic batch, with 16
+        utterances).
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss_pruned`.
@@ -119,11 +126,15 @@ def rnnt_loss_pruned_joint(
     )
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
     validation_pruning.check_positions("predictor_out", predictor.shape, sizes.U)
-    if frames_per_tile is not None:
+    if frames_per_tile is None:
+        rows_per_tile = default_rows_per_tile(logits, encoder, predictor)
+        frames_per_tile = _frames_per_tile(logits.shape, rows_per_tile)
+    else:
         validation.whole_number("frames_per_tile", frames_per_tile, minimum=1)
+        frames_per_tile = min(frames_per_tile, sizes.T)
     options = _Options(
         joint,
-        _frames_of_tile(frames_per_tile, logits),
+        frames_per_tile,
         sizes,
         accumulator_dtype(logits.dtype),
         arcs_options,
@@ -177,16 +188,12 @@ class _Options:
         return lax.dynamic_update_slice_in_dim(x, tile, begin, len(self.sizes.batch))
 
 
-def _frames_of_tile(frames_per_tile: int | None, logits: jax.ShapeDtypeStruct) -> int:
-    """Static number of frames in a tile, none of them empty if it can be helped."""
-    *batch, T, S, V = logits.shape
-    if frames_per_tile is None:
-        utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)
-        frame_bytes = utterances * S * V * accumulator_dtype(logits.dtype).itemsize
-        frames_per_tile = max(1, logits_tile_bytes() // max(frame_bytes, 1))
-        tiles = -(-T // frames_per_tile)
-        frames_per_tile = -(-T // max(tiles, 1))  # evenly divided
-    return min(frames_per_tile, T)
+def _frames_per_tile(shape: tuple[int, ...], rows_per_tile: int) -> int:
+    """Of equal tiles with about so many rows of logits of this shape."""
+    *batch, T, S, _ = shape
+    utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)
+    tiles = -(-T // max(rows_per_tile // max(utterances * S, 1), 1))
+    return -(-T // max(tiles, 1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

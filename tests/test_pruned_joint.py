@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from pruned_cases import TOPOLOGIES, PrunedBatch, random_pruned
 
 import jax_rnnt
+from jax_rnnt._native import platforms
 
 B, T, U, S, V, D = 5, 7, 4, 3, 5, 3
 
@@ -224,15 +225,27 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.cpu_only("so little memory that the workspace of a GPU's matrix products counts")
-def test_memory_does_not_grow_with_logits() -> None:
-    """Temporaries of value and gradient are far below the size of the pruned logits."""
-    count, frames, labels, classes, width = 4, 400, 30, 500, 32
-    size = 4 * count * frames * S * classes
+@pytest.mark.parametrize(
+    ("frames", "classes", "width", "frames_per_tile"), [(400, 500, 32, 10), (4000, 8, 512, None)]
+)
+def test_memory_does_not_grow_with_logits(
+    monkeypatch: pytest.MonkeyPatch,
+    frames: int,
+    classes: int,
+    width: int,
+    frames_per_tile: int | None,
+) -> None:
+    """Temporaries of value and gradient are far below the size of the pruned logits, or of the
+    rows of encoder or predictor, if these are wider.
+    """
+    monkeypatch.setattr(platforms, "_cores", lambda: 1)
+    count, labels = 4, 30
+    size = 4 * count * frames * S * max(classes, width)
 
     def loss(weights: jax.Array, encoder: jax.Array, predictor: jax.Array, *rest: jax.Array):
         return jax_rnnt.rnnt_loss_pruned_joint(
             lambda w, am, lm: jnp.tanh(am + lm) @ w, weights, encoder, predictor, *rest,
-            reduction="sum", frames_per_tile=10,
+            reduction="sum", frames_per_tile=frames_per_tile,
         )  # fmt: skip
 
     def float32(*shape: int) -> jax.ShapeDtypeStruct:
