@@ -24,7 +24,7 @@ from ._native.platforms import tile_bytes
 from .numerics import accumulator_dtype, axis_index
 from .per_shard import tile_begins
 
-_TILE_BYTES = {"per_core": 2 * 2**20, "gpu": 64 * 2**20}
+_TILE_BYTES = {"cpu": 4 * 2**20, "gpu": 64 * 2**20}
 """Of the exponentials of the frames that are computed at a time, where all of them are larger than
 a plane of arcs, `(*batch, T, U+1)`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,9 @@ from .types import (
     Reduction,
     Topology,
 )
+
+_FEWEST_TILES = 32
+"""Where more than one core shares them: a tile is computed as a whole, whatever boxes fill it."""
 
 
 def rnnt_loss_joint(
@@ -85,7 +89,7 @@ def rnnt_loss_joint(
       rng: random key, for dropout. A row's key depends on it and on the row's utterance, frame and
         label position alone, not on tiles or padding, and is the same in both passes.
       rows_per_tile: how many cells to compute at a time. Static; None chooses it so that the
-        widest of their arrays has a few MB for each core.
+        widest of their arrays has a few MB, on a CPU for each core.
       logit_lengths, label_lengths, blank_id, topology, normalization, final_blank, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss`. `clamp` bounds the gradient by the logits.
@@ -126,7 +130,10 @@ def rnnt_loss_joint(
     )
     reduction = validation.reduction_of(reduction)
     if rows_per_tile is None:
-        rows_per_tile = default_rows_per_tile(logits, encoder, predictor)
+        most = math.prod((*sizes.batch, sizes.T, sizes.U + 1)) // _FEWEST_TILES
+        rows_per_tile = default_rows_per_tile(
+            logits, encoder, predictor, most=most if isinstance(most, int) else None
+        )
     rows_per_tile = validation.whole_number("rows_per_tile", rows_per_tile, minimum=1)
     utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
 

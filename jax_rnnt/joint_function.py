@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from ._native.platforms import tile_bytes
+from ._native.platforms import cores_of_tile, tile_bytes
 from .numerics import accumulator_dtype
 
 JointCallable = Callable[..., jax.Array]
@@ -97,14 +97,19 @@ def _as_data(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if _leaf(x).key_impl else x
 
 
-def default_rows_per_tile(logits: jax.ShapeDtypeStruct, *operands: jax.Array) -> int:
+def default_rows_per_tile(
+    logits: jax.ShapeDtypeStruct, *operands: jax.Array, most: int | None = None
+) -> int:
     """How many rows to compute at a time, by the widest of logits, encoder and predictor rows.
 
-    Enough for matrix products to be fast, within the last cache.
+    Enough for matrix products to be fast, within the caches. `most` limits what more than one core
+    may have.
     """
     widest = max(x.shape[-1] for x in (logits, *operands))
     row_bytes = max(widest, 1) * accumulator_dtype(logits.dtype).itemsize
-    return max(tile_bytes(per_core=2 * 2**20, gpu=24 * 2**20) // row_bytes, 64)
+    of_one_core = max(tile_bytes(cpu=2 * 2**20, gpu=24 * 2**20) // row_bytes, 64)
+    rows = of_one_core * cores_of_tile()
+    return rows if most is None else max(min(rows, most), of_one_core)
 
 
 def for_sums(x: jax.Array) -> jax.Array:

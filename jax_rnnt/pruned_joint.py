@@ -90,8 +90,8 @@ def rnnt_loss_pruned_joint(
       predictor_out: `(*batch, U+1, D2)` floating point.
       labels, ranges: as in `rnnt_loss_pruned`.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
-        it so that the widest of their arrays has a few MB for each core (in a symbolic batch, with 16
-        utterances).
+        it so that the widest of their arrays has a few MB, on a CPU for each core (in a symbolic
+        batch, with 16 utterances).
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss_pruned`.

@@ -84,7 +84,7 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, normalization: str, frames_per_t
     # More classes than cells of a frame, and a shape that no other test compiles.
     count, frames, classes = 5, 10 + frames_per_tile, 8
     tile = 8 * count * classes * frames_per_tile
-    monkeypatch.setattr(factored_sums, "tile_bytes", lambda **_: tile)
+    monkeypatch.setattr(factored_sums, "_TILE_BYTES", {"cpu": tile, "gpu": tile})
     rng = np.random.default_rng(11)
     options = dict(REGULARISERS, normalization=normalization, blank_id=-1)
     batch = random_factored(rng, count, frames, 6, classes, scale=2.0, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from joint_cases import (
 )
 
 import jax_rnnt
-from jax_rnnt._native import platforms
+from jax_rnnt.joint_function import default_rows_per_tile
 
 
 @pytest.mark.parametrize(
@@ -414,14 +415,18 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
         jax_rnnt.rnnt_loss_joint(**{**named, **change})
 
 
-@pytest.mark.cpu_only("where a tile is for the cores")
-def test_tile_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each core has a part of a tile, up to some number of cores."""
-    found = []
-    for cores in (1, 2, 16, 200):
-        monkeypatch.setattr(platforms, "_cores", lambda cores=cores: cores)
-        found.append(platforms.tile_bytes(per_core=10, gpu=3))
-    assert found == [10, 20, 160, 160]
+@pytest.mark.cpu_only("about cores")
+@pytest.mark.parametrize(
+    ("cores", "most", "wanted"),
+    [(1, None, 1024), (2, None, 2048), (100, None, 16 * 1024), (4, 3000, 3000), (4, 5, 1024)],
+)
+def test_default_tile(
+    monkeypatch: pytest.MonkeyPatch, cores: int, most: int | None, wanted: int
+) -> None:
+    """Rows of 2 kB: those of 2 MB for each core, up to a limit, which one core may exceed."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    logits, encoder, predictor = (jax.ShapeDtypeStruct((9, n), jnp.float32) for n in (7, 512, 20))
+    assert default_rows_per_tile(logits, encoder, predictor, most=most) == wanted
 
 
 @pytest.mark.cpu_only("so little memory that the workspace of a GPU's matrix products counts")

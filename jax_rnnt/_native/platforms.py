@@ -38,22 +38,21 @@ def platforms_with(target: str) -> list[str]:
 
 
 _MOST_CORES = 16
-"""That a tile is for: memory stays small on hosts with many."""
 
 
-def tile_bytes(*, per_core: int, gpu: int) -> int:
-    """How much to compute at a time, on the platform that programs are compiled for by default.
+def tile_bytes(*, cpu: int, gpu: int) -> int:
+    """How much to compute at a time, on the platform that programs are compiled for by default."""
+    return cpu if jax.default_backend() == "cpu" else gpu
 
-    On a CPU each core gets a part of a tile, and starting an operation on all of them takes as long
-    whatever its size.
+
+def cores_of_tile() -> int:
+    """How many cores share a tile, each of which may have as much as one alone would.
+
+    Starting an operation on all of them takes as long whatever its size. They are not counted
+    beyond some number, for memory to stay small.
     """
-    if jax.default_backend() == "cpu":
-        return per_core * min(_cores(), _MOST_CORES)
-    return gpu
-
-
-def _cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if jax.default_backend() != "cpu":
+        return 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(cores, _MOST_CORES)
