@@ -91,7 +91,7 @@ def rnnt_loss_pruned_joint(
       labels, ranges: as in `rnnt_loss_pruned`.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
         it so that the widest of their arrays has a few MB, on a CPU for each core (in a symbolic
-        batch, with 16 utterances).
+        batch, with 16 utterances). The last bits of gradients by `params` depend on it.
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss_pruned`.
