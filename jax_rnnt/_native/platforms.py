@@ -24,6 +24,8 @@ HOW_TO_GET_CUDA = (
 )
 
 _XLA_PLATFORM = {"cpu": "cpu", "cuda": "CUDA"}
+_MOST_CORES = 16
+"""That a tile is made larger for: memory stays small on hosts with many."""
 
 for _platform, _module in KERNELS.items():
     for _name, _handler in _module.registrations().items():
@@ -37,9 +39,6 @@ def platforms_with(target: str) -> list[str]:
     return [name for name, module in KERNELS.items() if target in module.registrations()]
 
 
-_MOST_CORES = 16
-
-
 def tile_bytes(*, cpu: int, gpu: int) -> int:
     """How much to compute at a time, on the platform that programs are compiled for by default."""
     return cpu if jax.default_backend() == "cpu" else gpu
@@ -48,8 +47,7 @@ def tile_bytes(*, cpu: int, gpu: int) -> int:
 def cores_of_tile() -> int:
     """How many cores share a tile, each of which may have as much as one alone would.
 
-    Starting an operation on all of them takes as long whatever its size. They are not counted
-    beyond some number, for memory to stay small.
+    Starting an operation on all of them takes as long whatever its size.
     """
     if jax.default_backend() != "cpu":
         return 1
