@@ -152,6 +152,32 @@ class BoxGrid:
         rows, columns = self.rows * self.box_frames, self.columns * self.box_positions
         return stored.reshape(self.batch, rows, columns)[:, : self.T, : self.W]
 
+    def frame_sums(self, encoder: jax.Array) -> jax.Array:
+        """Zeros to sum rows of frames in, `(B * rows, box_frames, D)` for `(B, T, D)`."""
+        return jnp.zeros(
+            (self.batch * self.rows, self.box_frames, encoder.shape[-1]), encoder.dtype
+        )
+
+    def add_to_frames(self, sums: jax.Array, tile: Tile, values: jax.Array) -> jax.Array:
+        """`frame_sums`, or what became of them, plus `(boxes, box_frames, D)` values."""
+        return _with_blocks(sums, tile.boxes // self.columns, values, most_of_a_block=self.columns)
+
+    def position_sums(self, predictor: jax.Array) -> jax.Array:
+        """Zeros to sum rows of positions in, `(B * columns, box_positions, D)` for `(B, W, D)`."""
+        shape = (self.batch * self.columns, self.box_positions, predictor.shape[-1])
+        return jnp.zeros(shape, predictor.dtype)
+
+    def add_to_positions(self, sums: jax.Array, tile: Tile, values: jax.Array) -> jax.Array:
+        """`position_sums`, or what became of them, plus `(boxes, box_positions, D)` values."""
+        row, column = tile.boxes // self.columns, tile.boxes % self.columns
+        block = row // self.rows * self.columns + column
+        order = jnp.argsort(block)
+        return _with_blocks(sums, block[order], values[order], most_of_a_block=self.rows)
+
+    def summed(self, sums: jax.Array, length: int) -> jax.Array:
+        """`(B, length, D)`, of the sums by frames (T) or by positions (U+1)."""
+        return sums.reshape(self.batch, -1, sums.shape[-1])[:, :length]
+
     def load(self, plane: jax.Array, tile: Tile) -> jax.Array:
         """A tile's part of a `(B, T, W)` plane, zero outside."""
         cells = plane[
@@ -164,3 +190,23 @@ class BoxGrid:
         t = tile.first_frame[:, None] + axis_index(2, 1, self.box_frames) < self.T
         u = tile.first_position[:, None] + axis_index(2, 1, self.box_positions) < self.W
         return tile.used[:, None, None] & t[:, :, None] & u[:, None, :]
+
+
+def _with_blocks(
+    sums: jax.Array, block: jax.Array, values: jax.Array, most_of_a_block: int
+) -> jax.Array:
+    """`sums[block[i]] + values[i]` for all i. `block` is sorted; numbers too large are left out.
+
+    The values of a block are summed before, so that it is written once: a scatter that meets a
+    block twice adds in any order on a GPU, and the last bits would change from run to run.
+    """
+    distance = 1
+    while distance < min(len(values), most_of_a_block):
+        same = block[distance:] == block[:-distance]
+        before = jnp.where(same[:, None, None], values[:-distance], 0)
+        values = jnp.concatenate([values[:distance], values[distance:] + before])
+        distance *= 2
+    last = jnp.append(block[1:] != block[:-1], True)
+    return sums.at[jnp.where(last, block, sums.shape[0])].add(
+        values, mode="drop", unique_indices=True
+    )

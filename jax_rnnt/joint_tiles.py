@@ -197,14 +197,12 @@ def _gradients_of_tiles(
 ) -> tuple[jax.Array, ...]:
     options = parts.options
     grid = options.grid(encoder, predictor)
-    wide = [for_sums(jnp.zeros_like(x)) for x in (encoder, predictor)]
     sums = [jnp.zeros((num_groups, *x.shape), x.dtype) for x in parts.variables]
-    wide, sums = jax.tree.map(lambda x: align_varying_axes(encoder, x)[1], (wide, sums))
+    sums = [align_varying_axes(encoder, x)[1] for x in sums]
     if grid.num_boxes == 0:
-        return (
-            *(x.astype(y.dtype) for x, y in zip(wide, (encoder, predictor), strict=True)),
-            *sums,
-        )
+        return jnp.zeros_like(encoder), jnp.zeros_like(predictor), *sums
+    rows = grid.frame_sums(for_sums(encoder)), grid.position_sums(for_sums(predictor))
+    rows = [align_varying_axes(encoder, x)[1] for x in rows]
     smallest = jnp.finfo(options.arcs_dtype).eps ** 2
     visited = grid.with_any((weights.blank > smallest) | (weights.label > smallest))
     tiles = grid.tiles(visited, num_groups)
@@ -224,13 +222,11 @@ def _gradients_of_tiles(
                 _kept(predictor_rows, jnp.any(active, axis=1)),
             )
 
-        frames = tile.utterance[:, None], tile.frames
-        positions = tile.utterance[:, None], tile.positions
         logits, pullback = jax.vjp(
             logits_of,
             list(parts.variables),
-            for_sums(encoder[frames]),
-            for_sums(predictor[positions]),
+            for_sums(encoder[tile.utterance[:, None], tile.frames]),
+            for_sums(predictor[tile.utterance[:, None], tile.positions]),
         )
         d_logits = arcs_bwd(
             options.arcs,
@@ -247,11 +243,15 @@ def _gradients_of_tiles(
         d_variables = [
             x.at[group].add(more) for x, more in zip(d_variables, more_variables, strict=True)
         ]
-        d_encoder = d_encoder.at[frames].add(of_frames)
-        return d_encoder, d_predictor.at[positions].add(of_positions), d_variables
+        d_encoder = grid.add_to_frames(d_encoder, tile, of_frames)
+        return d_encoder, grid.add_to_positions(d_predictor, tile, of_positions), d_variables
 
-    d_encoder, d_predictor, d_variables = lax.fori_loop(0, tiles.number, one_tile, (*wide, sums))
-    return d_encoder.astype(encoder.dtype), d_predictor.astype(predictor.dtype), *d_variables
+    d_encoder, d_predictor, d_variables = lax.fori_loop(0, tiles.number, one_tile, (*rows, sums))
+    d_encoder, d_predictor = (
+        grid.summed(x, y.shape[1]).astype(y.dtype)
+        for x, y in ((d_encoder, encoder), (d_predictor, predictor))
+    )
+    return d_encoder, d_predictor, *d_variables
 
 
 def _kept(rows: jax.Array, mask: jax.Array) -> jax.Array:

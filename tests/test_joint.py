@@ -30,6 +30,7 @@ from joint_cases import (
 )
 
 import jax_rnnt
+from jax_rnnt.boxes import BoxGrid
 from jax_rnnt.joint_function import default_rows_per_tile
 
 
@@ -413,6 +414,32 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
     }
     with pytest.raises(error, match=message):
         jax_rnnt.rnnt_loss_joint(**{**named, **change})
+
+
+@pytest.mark.parametrize("boxes_per_tile", [1, 3, 8, 100])
+def test_sums_of_boxes(boxes_per_tile: int) -> None:
+    """Rows of boxes that share frames or positions are all added; a NaN stays in its own rows."""
+    rng = np.random.default_rng(0)
+    grid = BoxGrid(batch=3, T=10, W=7, box_frames=4, box_positions=2, boxes_per_tile=boxes_per_tile)
+    visited = rng.random((3, grid.rows, grid.columns)) < 0.7
+    visited[1] = True
+    tiles = grid.tiles(jnp.asarray(visited))
+    values = rng.normal(size=(grid.num_boxes, 4 + 2, 5))
+    values[grid.rows * grid.columns :][:1] = np.nan  # the first box of the second utterance
+    of_frames, of_positions = (
+        f(jnp.zeros((3, 1, 5))) for f in (grid.frame_sums, grid.position_sums)
+    )
+    for index in range(int(tiles.number)):
+        tile = grid.tile(tiles, jnp.int32(index))
+        rows = values[np.minimum(tile.boxes, grid.num_boxes - 1)]
+        of_frames = grid.add_to_frames(of_frames, tile, jnp.asarray(rows[:, :4]))
+        of_positions = grid.add_to_positions(of_positions, tile, jnp.asarray(rows[:, 4:]))
+    boxed = np.where(visited.reshape(-1, 1, 1), values, 0).reshape(3, grid.rows, grid.columns, 6, 5)
+    wanted = boxed[:, :, :, :4].sum(2), boxed[:, :, :, 4:].sum(1)
+    assert np.isnan(wanted[0]).sum() == 4 * 5 and np.isnan(wanted[1]).sum() == 2 * 5
+    for found, sums, length in zip((of_frames, of_positions), wanted, (10, 7), strict=True):
+        sums = sums.reshape(3, -1, 5)[:, :length]
+        np.testing.assert_allclose(grid.summed(found, length), sums, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.cpu_only("about cores")
