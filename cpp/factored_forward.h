@@ -200,8 +200,9 @@ struct FramesOfBlock {
                                          Vec<T> am_scores, const void* position_scores) const {
     if (!p.smoothing.used()) return joint;
     const T* const row = static_cast<const T*>(position_scores) + b * p.cells + u;
-    const int64_t there = p.cells - u;
-    const Vec<T> scores = load_some(row, 0, there < kLanes<T> ? int(there) : kLanes<T>, T(0));
+    const LaneRange there =
+        lanes_between<T>(u, 0, p.cells);  // none in columns that fill a block up
+    const Vec<T> scores = load_some(row, there.begin, there.end, T(0));
     const Vec<T> minus_inf = broadcast<T>(T(-__builtin_inf()));
     const Vec<T> alone = T(p.smoothing.am_share) * (am_scores - frame.encoder_log) + scores;
     // A class that the average forbids stays so where it forbids all; NaN stays, too.
