@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from ._native.jax_versions import align_varying_axes
 from .numerics import accumulator_dtype
 from .validation import one_of
 
@@ -47,7 +48,8 @@ class LinearJoint:
     ) -> jax.Array:
         activation = jnp.tanh if self.activation == "tanh" else jax.nn.relu
         kernel, bias = _checked(params, encoder_rows.shape, predictor_rows.shape)
-        logits = _matmul(activation(encoder_rows + predictor_rows), kernel)
+        hidden = activation(encoder_rows + predictor_rows)
+        logits = _matmul(*align_varying_axes(hidden, kernel))
         if bias is None:
             return logits
         bias = bias.reshape(*[1] * (logits.ndim - 1), -1)  # also where ranks must not be promoted

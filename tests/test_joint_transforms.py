@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from joint_cases import Array, Problem, assert_close, dense, random_problem, rest_of, tiled
 from test_transforms import custom_calls, export
 
+import jax_rnnt
+
 B = 8
 DATA = PartitionSpec("data")
 loss = tiled(rows_per_tile=100)
@@ -165,6 +167,28 @@ def test_shard_map(
         outside = jax.shard_map(total, **specs, out_specs=whole)
         step = jax.value_and_grad(outside, argnums=(0, 1, 2))
     assert_close(jax.jit(step)(problem.variables, *operands), wanted)
+
+
+def test_linear_joint_in_shard_map(devices: list[jax.Device]) -> None:
+    """Called by itself: a replicated kernel and bias have the sum of all devices' gradients."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(3, 4))), "bias": jnp.zeros(4)}
+    rows = [jnp.asarray(rng.normal(size=(2 * B, 3))) for _ in range(2)]
+    mesh = Mesh(np.array(devices), ("data",))
+
+    def total(network: Any, params: Any, *rows: Any) -> jax.Array:
+        return jnp.sum(jnp.sin(network(params, *rows)))
+
+    def plain(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.tanh(x + y) @ params["kernel"] + params["bias"][None]
+
+    step = jax.shard_map(
+        jax.grad(lambda *args: jax.lax.psum(total(jax_rnnt.LinearJoint(), *args), "data")),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), DATA, DATA),
+        out_specs=PartitionSpec(),
+    )
+    assert_close(jax.jit(step)(params, *rows), jax.grad(total, 1)(plain, params, *rows))
 
 
 def test_export(problem: Problem, operands: Any, wanted: Any) -> None:
