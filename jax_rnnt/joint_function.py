@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from ._native.platforms import cores_of_tile, tile_bytes
@@ -30,6 +31,7 @@ class JointFunction:
     structure: Any  # of the pytree of parameters
     leaves: tuple[_Leaf, ...]
     closed_over: tuple[_Leaf, ...]
+    first_closed_over: tuple[Any, ...] = field(compare=False)  # when it was traced first
 
     def __call__(
         self, variables: Sequence[jax.Array], constants: Sequence[jax.Array], *rows: jax.Array
@@ -45,10 +47,22 @@ class JointFunction:
         if not self.closed_over:
             return self.function(params, *rows)
         arrays = [x.assemble(fixed, fixed) for x in self.closed_over]
-        traced = jax.make_jaxpr(self.function)(params, *rows).jaxpr
+        traced = jax.make_jaxpr(self.function)(params, *rows)
+        self._check_closed_over(traced.consts)
         operands = jax.tree.leaves((params, rows))
-        (logits,) = jaxpr_as_fun(ClosedJaxpr(traced, arrays))(*operands)
+        (logits,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, arrays))(*operands)
         return logits
+
+    def _check_closed_over(self, arrays: Sequence[Any]) -> None:
+        """That they are those of the first tracing, for which others are handed in."""
+        first = self.first_closed_over
+        if len(arrays) == len(first) and all(map(_is_same, arrays, first)):
+            return
+        raise TypeError(
+            "joint_fn closes over different arrays when it is called with different numbers of "
+            "rows; expected a function that computes each row alike, however many there are. Pass "
+            "the arrays in params, which may be any pytree of arrays."
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def _leaf(x: jax.Array) -> _Leaf:
 
 
 def take_apart(
-    function: JointCallable, params: Any, closed_over: Sequence[jax.Array] = ()
+    function: JointCallable, params: Any, closed_over: Sequence[Any] = ()
 ) -> tuple[JointFunction, list[jax.Array], list[jax.Array], list[jax.Array]]:
     """The network, its variables, its constants and what it closes over, in the order of tracing.
 
@@ -84,12 +98,26 @@ def take_apart(
     function has put the casts that they need into it.
     """
     leaves, structure = jax.tree.flatten(params)
+    arrays = [jnp.asarray(x) for x in closed_over]
     joint = JointFunction(
-        function, structure, tuple(map(_leaf, leaves)), tuple(map(_leaf, closed_over))
+        function,
+        structure,
+        tuple(map(_leaf, leaves)),
+        tuple(map(_leaf, arrays)),
+        tuple(closed_over),
     )
     variables = [for_sums(x) for x in leaves if _leaf(x).varies]
     constants = [_as_data(x) for x in leaves if not _leaf(x).varies]
-    return joint, variables, constants, [_as_data(x) for x in closed_over]
+    return joint, variables, constants, [_as_data(x) for x in arrays]
+
+
+def _is_same(x: Any, y: Any) -> bool:
+    """Of two constants, which may have been made anew from the same numbers."""
+    if x is y:
+        return True
+    with jax.ensure_compile_time_eval():
+        x, y = (np.asarray(_as_data(jnp.asarray(z))) for z in (x, y))
+        return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True)
 
 
 def _as_data(x: jax.Array) -> jax.Array:

@@ -41,7 +41,7 @@ def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax
 
 def traced_logits(
     joint_fn: Callable[..., Any], rows: tuple[int, ...], letters: str, *operands: Any
-) -> tuple[jax.ShapeDtypeStruct, list[jax.Array]]:
+) -> tuple[jax.ShapeDtypeStruct, list[Any]]:
     """What `joint_fn` returns, `(*rows, V)` logits, and the arrays that it closes over.
 
     `letters` stand for the expected shape. Operands are arrays or their shapes.
@@ -68,7 +68,7 @@ def traced_logits(
             f"joint_fn returned logits of shape {shape}; expected {letters} with all dimensions "
             f"but the last = {tuple(rows)}, one row for each pair of rows, and V >= 1."
         )
-    return logits, [jnp.asarray(x) for x in jaxpr.consts]
+    return logits, list(jaxpr.consts)
 
 
 def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, str | None]:

@@ -379,6 +379,30 @@ def test_what_the_function_closes_over() -> None:
             transform(loss)(out)
 
 
+def test_constants_that_depend_on_the_number_of_rows() -> None:
+    """An error, not the constants of another number; the same ones may be made anew."""
+    problem = random_problem(16)
+    rest = rest_of(problem.batch)
+    few, many = (jnp.asarray(np.random.default_rng(i).normal(size=(D, V))) for i in range(2))
+    key = jax.random.key(0)
+
+    def loss(constants: Any) -> jax.Array:
+        def joint(params: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+            out, *more = constants(encoder.shape[0])
+            return jnp.tanh(encoder[:, :D] + predictor) @ sum(more, out)
+
+        return jax_rnnt.rnnt_loss_joint(joint, {}, problem.encoder, problem.predictor, **rest)
+
+    for chosen in (lambda n: [few if n == 2 else many], lambda n: [few] + [many] * (n > 2)):
+        with pytest.raises(TypeError, match=r"closes over different arrays.*Pass the arrays"):
+            loss(chosen)
+    anew = np.asarray(few), float(jax.random.normal(key))
+    found = loss(lambda n: [jnp.asarray(anew[0]), jax.random.normal(key)])
+    hidden = jnp.tanh(problem.encoder[:, :, None, :D] + problem.predictor[:, None])
+    wanted = jax_rnnt.rnnt_loss(hidden @ (anew[0] + anew[1]), **rest)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
