@@ -100,13 +100,3 @@ def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) 
     row_bounds = jnp.stack([zero, one, zero, labels_in_row], -1)
     mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
     return PackedOperands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)
-
-
-def unpacked_labels(labels: jax.Array, label_lengths: jax.Array, num_labels: int) -> jax.Array:
-    """Labels `(sum of U_b,)`, one utterance after another, as `(B, num_labels)`."""
-    if labels.shape[0] == 0 or num_labels == 0:
-        return jnp.zeros((label_lengths.shape[0], num_labels), labels.dtype)
-    lengths = jnp.clip(clip_to_int32(label_lengths), 0, num_labels)
-    first = jnp.cumsum(lengths, dtype=jnp.int32) - lengths
-    index = first[:, None] + axis_index(2, 1, num_labels)
-    return labels[jnp.clip(index, 0, labels.shape[0] - 1)]

@@ -126,8 +126,8 @@ def check_values(sizes: Sizes, arguments: tuple[Any, ...], blank_id: int) -> Non
     if is_known(frames) and is_known(labels):
         _check_total("N", sizes.T, frames, labels)
         return
-    frames, labels = jnp.asarray(frames), jnp.asarray(labels)
-    fits = layout_of(clip_to_int32(frames), clip_to_int32(labels), sizes.T).fits
+    frames, labels = (jnp.asarray(clip_to_int32(x)) for x in (frames, labels))
+    fits = layout_of(frames, labels, sizes.T).fits
     expected = (
         f"at least logit_lengths * (label_lengths + 1) of the N = {sizes.T} rows left by the "
         "utterances before it"
@@ -235,32 +235,3 @@ def _check_logits_shape(shape: tuple[int, ...]) -> None:
 def _check_number_of_rows(name: str, shape: tuple[int, ...]) -> None:
     if isinstance(shape[0], int) and shape[0] > _MOST_ROWS:
         raise ValueError(f"{name} has shape {shape}; expected N < 2**31 - 1 rows.")
-
-
-def most_labels(labels: Any, label_lengths: Any) -> int:
-    """The most labels of an utterance whose labels `(sum of U_b,)` are packed; all, if unknown."""
-    labels, label_lengths = as_array("labels", labels), as_array("labels_lengths", label_lengths)
-    if labels.ndim != 1:
-        raise ValueError(
-            f"labels has shape {labels.shape}; expected (sum of labels_lengths,) with compact=True."
-        )
-    if not is_known(label_lengths):
-        return labels.shape[0]
-    lengths = np.asarray(jax.device_get(label_lengths)).astype(object)
-    if lengths.sum() > labels.shape[0]:
-        raise ValueError(
-            f"labels has shape {labels.shape}; expected at least {lengths.sum()} labels, the sum "
-            "of labels_lengths."
-        )
-    return int(max(np.max(lengths, initial=0), 0))
-
-
-def gathered_arcs(log_probs: Any) -> tuple[jax.Array, jax.Array]:
-    """Blank and label arcs of an array `(..., 2)` of both."""
-    log_probs = float_scores("log_probs", log_probs)
-    if log_probs.ndim == 0 or log_probs.shape[-1] != 2:
-        raise ValueError(
-            f"log_probs has shape {log_probs.shape}; expected (..., 2) with blank=-1: the "
-            "log-probabilities of blank and of the next label."
-        )
-    return log_probs[..., 0], log_probs[..., 1]

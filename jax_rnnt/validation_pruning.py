@@ -136,7 +136,7 @@ def check_ranges(sizes: Sizes, utterances: Utterances, ranges: Array) -> None:
     )
     if utterances.where is not None:
         ends = jnp.where(utterances.where, ends, 0)
-    _check_ranges(sizes, begins, ends, jnp.asarray(ranges))
+    _check_ranges(sizes, begins, ends, jnp.asarray(clip_to_int32(ranges)))
 
 
 def _check_ranges(sizes: Sizes, begins: Any, ends: Any, ranges: Any) -> None:

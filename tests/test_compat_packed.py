@@ -153,9 +153,20 @@ def test_warp_rnnt_compact_in_jit() -> None:
 
 def test_warp_rnnt_errors() -> None:
     x = pack(scores(True), FRAMES, LABELS, ROWS)
+    with pytest.raises(TypeError, match=r"labels has dtype float64; expected an integer"):
+        warp_rnnt.rnnt_loss(x, PACKED_TARGETS * 1.0, FRAMES, LABELS, compact=True)
     with pytest.raises(ValueError, match=r"labels has shape \(3, 3\).*compact=True"):
         warp_rnnt.rnnt_loss(x, TARGETS, FRAMES, LABELS, compact=True)
     with pytest.raises(ValueError, match=r"expected at least 5 labels"):
         warp_rnnt.rnnt_loss(x, PACKED_TARGETS[:4], FRAMES, LABELS, compact=True)
     with pytest.raises(ValueError, match=r"log_probs has shape .*\(\.\.\., 2\) with blank=-1"):
         warp_rnnt.rnnt_loss(scores(True), TARGETS, FRAMES, LABELS, blank=-1)
+
+
+def test_warp_rnnt_large_label(ordinary_jax: None) -> None:
+    """Beyond int32, which would wrap around to a label that there is."""
+    x = np.float32(pack(scores(True), FRAMES, LABELS, ROWS))
+    targets = PACKED_TARGETS.astype(np.int64)
+    targets[0] += 2**32
+    with pytest.raises(ValueError, match=r"labels\[0, 0\] is .*expected 0 <= label"):
+        warp_rnnt.rnnt_loss(x, targets, FRAMES, LABELS, compact=True)

@@ -8,16 +8,19 @@ counts as having one in `average_frames`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jax_rnnt
 
-from ..packed_rows import unpacked_labels
+from ..bounds import clip_to_int32
+from ..numerics import axis_index
 from ..reduction import reduce_losses
 from ..types import Array, Reduction
-from ..validation import as_array, one_of, static_bool
-from ..validation_packed import gathered_arcs, most_labels
+from ..validation import as_array, float_scores, integer_argument, is_known, one_of, static_bool
 from ._names import arguments_named
 
 
@@ -56,25 +59,28 @@ def rnnt_loss(
     """
     static_bool("gather", gather)
     how: Reduction = one_of("reduction", "none" if reduction is None else reduction, Reduction)
-    lengths = as_array("frames_lengths", frames_lengths), as_array("labels_lengths", labels_lengths)
+    lengths = (
+        _integers("frames_lengths", frames_lengths),
+        _integers("labels_lengths", labels_lengths),
+    )
     if static_bool("compact", compact):
-        most = most_labels(labels, lengths[1])
+        labels, most = _compact_labels(labels, lengths[1])
         if blank == -1:
-            arcs = gathered_arcs(log_probs)
+            arcs = _gathered_arcs(log_probs)
             loss = jax_rnnt.rnnt_loss_packed_from_arcs(
                 *arcs, *lengths, max_labels=most, fastemit_lambda=fastemit_lambda
             )
         else:
             loss = jax_rnnt.rnnt_loss_packed(
                 log_probs,
-                unpacked_labels(jnp.asarray(labels), jnp.asarray(lengths[1]), most),
+                _padded_labels(labels, lengths[1], most),
                 *lengths,
                 blank_id=blank,
                 normalization="none",
                 fastemit_lambda=fastemit_lambda,
             )
     elif blank == -1:
-        arcs = gathered_arcs(log_probs)
+        arcs = _gathered_arcs(log_probs)
         loss = jax_rnnt.rnnt_loss_from_arcs(*arcs, *lengths, fastemit_lambda=fastemit_lambda)
     else:
         loss = jax_rnnt.rnnt_loss(
@@ -88,3 +94,50 @@ def rnnt_loss(
     if static_bool("average_frames", average_frames):
         loss = loss / jnp.maximum(jnp.asarray(lengths[0]), 1).astype(loss.dtype)
     return reduce_losses(loss, how, None)
+
+
+def _integers(name: str, value: Any) -> Array:
+    """Of any shape; numbers beyond int32 stay beyond what is allowed, and do not wrap around."""
+    array = as_array(name, value)
+    integer_argument(name, array, tuple(array.shape), "")
+    return clip_to_int32(array)
+
+
+def _compact_labels(labels: Any, lengths: Array) -> tuple[Array, int]:
+    """Labels `(sum of U_n,)`, and the most that an utterance has: all, if that is not known."""
+    labels = _integers("labels", labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels has shape {labels.shape}; expected (sum of labels_lengths,) with compact=True."
+        )
+    if not is_known(lengths):
+        return labels, labels.shape[0]
+    known = np.asarray(jax.device_get(lengths)).astype(np.int64)
+    if known.sum() > labels.shape[0]:
+        raise ValueError(
+            f"labels has shape {labels.shape}; expected at least {known.sum()} labels, the sum "
+            "of labels_lengths."
+        )
+    return labels, int(max(np.max(known, initial=0), 0))
+
+
+def _padded_labels(labels: Array, lengths: Array, num_labels: int) -> jax.Array:
+    """Labels `(sum of U_n,)`, one utterance after another, as `(N, num_labels)`."""
+    labels = jnp.asarray(labels)
+    if labels.shape[0] == 0 or num_labels == 0:
+        return jnp.zeros((lengths.shape[0], num_labels), labels.dtype)
+    counts = jnp.clip(jnp.asarray(lengths), 0, num_labels)
+    first = jnp.cumsum(counts, dtype=jnp.int32) - counts
+    index = first[:, None] + axis_index(2, 1, num_labels)
+    return labels[jnp.clip(index, 0, labels.shape[0] - 1)]
+
+
+def _gathered_arcs(log_probs: Any) -> tuple[jax.Array, jax.Array]:
+    """Blank and label arcs of an array `(..., 2)` of both."""
+    log_probs = float_scores("log_probs", log_probs)
+    if log_probs.ndim == 0 or log_probs.shape[-1] != 2:
+        raise ValueError(
+            f"log_probs has shape {log_probs.shape}; expected (..., 2) with blank=-1: the "
+            "log-probabilities of blank and of the next label."
+        )
+    return log_probs[..., 0], log_probs[..., 1]
