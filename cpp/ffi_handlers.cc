@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "packed_calls.h"
 #include "parallel.h"
+#include "row_sums_calls.h"
 
 namespace jax_rnnt {
 namespace {
@@ -157,6 +158,17 @@ constexpr auto factored_bwd = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
+constexpr auto row_sums = [](Pool pool, auto... operands) -> ffi::Error {
+  RowSums p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  const Kernels& kernels = active_kernels();
+  const int64_t rows_per_sum = p.rows / std::max<int64_t>(p.sums_per_batch, 1) + 1;
+  parallel_for(pool, p.batch * p.sums_per_batch, rows_per_sum * p.columns * bytes_of(dtype),
+               [&](int64_t begin, int64_t end) { kernels.row_sums(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
 XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Pool>());
@@ -173,6 +185,7 @@ XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signatur
 XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(smoothed_fwd_handler, factored_fwd, smoothed_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(smoothed_bwd_handler, factored_bwd, smoothed_bwd_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(row_sums_handler, row_sums, row_sums_signature<Pool>());
 
 }  // namespace
 
@@ -192,6 +205,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_factored_bwd", factored_bwd_handler},
       {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},
       {"jax_rnnt_smoothed_bwd", smoothed_bwd_handler},
+      {"jax_rnnt_row_sums", row_sums_handler},
   };
 }
 

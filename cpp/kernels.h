@@ -255,6 +255,15 @@ struct BestPath {
   }
 };
 
+// Sums of rows by their numbers, each in the order of the rows; those of no sum's number are left
+// out. A sum of no rows is 0.
+struct RowSums {
+  int64_t batch, rows, columns, sums_per_batch;
+  const void* values;      // (batch, rows, columns)
+  const int32_t* numbers;  // (batch, rows)
+  void* sums;              // (batch, sums_per_batch, columns), rounded once
+};
+
 #undef JAX_RNNT_MEMBER
 
 // Elements of float (double) that one utterance needs as workspace.
@@ -274,7 +283,8 @@ PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors);
 int64_t packed_best_path_elements(int64_t cells);  // of an utterance, beside the rows' bytes
 
 // Work comes in items that any thread may take: (utterance, frame) pairs for arcs, utterances for
-// the lattice and the best path, for the banded lattice as many utterances as a vector has lanes.
+// the lattice and the best path, for the banded lattice as many utterances as a vector has lanes,
+// sums for sums of rows.
 // The additive joiner has two functions each way, one to be done before the other: for blocks of
 // kPositions label positions, then of kFramesOfBlock frames; for utterances, then for blocks of
 // classes (factored_layout.h). Each function does the items [begin, end).
@@ -293,6 +303,7 @@ struct Kernels {
   void (*factored_frames)(const FactoredForward&, DType, int64_t begin, int64_t end);
   void (*factored_sums)(const FactoredBackward&, DType, int64_t begin, int64_t end);
   void (*factored_classes)(const FactoredBackward&, DType, int64_t begin, int64_t end);
+  void (*row_sums)(const RowSums&, DType, int64_t begin, int64_t end);
 };
 
 }  // namespace jax_rnnt

@@ -7,6 +7,7 @@
 #include "factored_backward.h"
 #include "factored_forward.h"
 #include "lattice_kernels.h"
+#include "row_sums.h"
 
 #define JAX_RNNT_STRING(x) #x
 #define JAX_RNNT_NAME(x) JAX_RNNT_STRING(x)
@@ -113,6 +114,10 @@ void factored_classes(const FactoredBackward& p, DType dtype, int64_t begin, int
                 [&](auto in, int64_t item) { factored_classes_block<decltype(in)>(p, item); });
 }
 
+void row_sums(const RowSums& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_item(dtype, begin, end, [&](auto in, int64_t item) { row_sum<decltype(in)>(p, item); });
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -127,7 +132,8 @@ const Kernels& kernels() {
                                  factored_positions,
                                  factored_frames,
                                  factored_sums,
-                                 factored_classes};
+                                 factored_classes,
+                                 row_sums};
   return table;
 }
 

@@ -6,6 +6,7 @@
 #include "../cpp/best_path_calls.h"
 #include "../cpp/factored_calls.h"
 #include "../cpp/packed_calls.h"
+#include "../cpp/row_sums_calls.h"
 #include "kernels.h"
 
 namespace jax_rnnt {
@@ -95,6 +96,13 @@ constexpr auto factored_bwd = [](cudaStream_t stream, auto... operands) -> ffi::
   return error_of(cuda::factored_backward(p, dtype, stream));
 };
 
+constexpr auto row_sums = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  RowSums p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  return error_of(cuda::row_sums(p, dtype, stream));
+};
+
 // Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
@@ -122,6 +130,7 @@ XLA_FFI_DEFINE_HANDLER(smoothed_fwd_handler, factored_fwd, smoothed_fwd_signatur
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(smoothed_bwd_handler, factored_bwd, smoothed_bwd_signature<Stream>(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(row_sums_handler, row_sums, row_sums_signature<Stream>(), kTraits);
 
 }  // namespace
 
@@ -141,6 +150,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_factored_bwd", factored_bwd_handler},
       {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},
       {"jax_rnnt_smoothed_bwd", smoothed_bwd_handler},
+      {"jax_rnnt_row_sums", row_sums_handler},
   };
 }
 

@@ -15,6 +15,7 @@ cudaError_t banded_lattice(const BandedLattice& params, DType dtype, cudaStream_
 cudaError_t best_path(const BestPath& params, DType dtype, cudaStream_t stream);
 cudaError_t factored_forward(const FactoredForward& params, DType dtype, cudaStream_t stream);
 cudaError_t factored_backward(const FactoredBackward& params, DType dtype, cudaStream_t stream);
+cudaError_t row_sums(const RowSums& params, DType dtype, cudaStream_t stream);
 
 // Elements of float (double) that one utterance needs as workspace, on any device.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,

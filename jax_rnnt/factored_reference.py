@@ -210,7 +210,9 @@ def gradients_of_batch(
     positions = axis_index(2, 1, ids.shape[1])
     to_first = (first[..., None] == positions[:, None]).astype(dtype)
     columns = jnp.where(first == positions, ids, V)  # V is dropped
-    add_columns = jax.vmap(lambda plane, at, more: plane.at[:, at].add(more, mode="drop"))
+    add_columns = jax.vmap(
+        lambda plane, at, more: plane.at[:, at].add(more, mode="drop", unique_indices=True)
+    )
 
     def by_am(counts: jax.Array, *planes: jax.Array) -> jax.Array:
         """The gradient by some frames of `am`, in the memory of their expected counts."""

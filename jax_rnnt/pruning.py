@@ -11,6 +11,7 @@ from jax import lax
 
 from . import validation, validation_pruning
 from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
+from ._native.row_ops import take_rows
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
 from .label_windows import band_label_mask, labels_at, only_allowed
@@ -92,7 +93,8 @@ def do_rnnt_pruning(am: Array, lm: Array, ranges: Array) -> tuple[jax.Array, jax
 
     Returns:
       `(*batch, T, S, C1)`, which is `am` broadcast, and `(*batch, T, S, C2)`, of which `[t, s]` is
-      `lm[ranges[t, s]]`. The gradient of `lm` is summed over all cells of the same label position.
+      `lm[ranges[t, s]]`. The gradient of `lm` is summed over all cells of the same label position
+      in their order, in float32 (float64) and rounded once.
 
     Raises:
       TypeError, ValueError: an argument has the wrong dtype or shape.
@@ -102,7 +104,7 @@ def do_rnnt_pruning(am: Array, lm: Array, ranges: Array) -> tuple[jax.Array, jax
     am_pruned = jnp.broadcast_to(am[..., None, :], (*batch, T, S, am.shape[-1]))
     rows = with_batch_sharding_of(lm, len(batch), clip_to_int32(ranges))
     rows = jnp.clip(rows, 0, lm.shape[-2] - 1).reshape(*batch, T * S)
-    lm_pruned = jnp.take_along_axis(lm, rows[..., None], axis=-2, mode="promise_in_bounds")
+    lm_pruned = take_rows(lm, rows)
     return am_pruned, lm_pruned.reshape(*batch, T, S, lm.shape[-1])
 
 

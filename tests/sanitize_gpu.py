@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rnnt._native.factored_ops import factored_bwd, factored_fwd, smoothed_bwd, smoothed_fwd
+from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import (
     banded_best_path,
@@ -176,11 +177,23 @@ def additive_cases() -> Iterator[Case]:
             yield f"smoothed_bwd {what}", partial(smoothed_bwd, **params), operands
 
 
+def row_cases() -> Iterator[Case]:
+    """Sums of few and of many rows, of part of a warp's columns and of several warps'."""
+    rng = np.random.default_rng(5)
+    for rows, sums, columns in ((1, 1, 1), (40, 7, 5), (300, 9, 133), (1000, 300, 64), (0, 3, 4)):
+        numbers = rng.integers(0, sums, size=(2, rows), dtype=np.int32)
+        numbers[:, rows // 2 :] = 0
+        for dtype in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16):
+            values = rng.normal(size=(2, rows, columns)).astype(dtype)
+            what = f"row_sums {jnp.dtype(dtype).name} {rows} rows, {sums} sums, {columns} columns"
+            yield what, partial(row_sums, num_sums=sums), (values, numbers)
+
+
 def run_cases(every: int) -> None:
     """Runs one in `every` cases, all of them once on the device that JAX chooses."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    kinds = arcs_cases, lattice_cases, packed_cases, banded_cases, additive_cases
+    kinds = arcs_cases, lattice_cases, packed_cases, banded_cases, additive_cases, row_cases
     cases = [case for kind in kinds for case in kind()][::every]
     for done, (what, function, operands) in enumerate(cases):
         if done % 50 == 0:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,62 @@ def test_workspaces_are_a_few_planes(frames: int, cells: int) -> None:
             )
             assert 0 < with_posteriors < 4 * frames * cells
             assert 0 < score_alone < 0.25 * frames * cells
+
+
+def joined(kernel: Any, encoder: Any, predictor: Any) -> jax.Array:
+    return jnp.tanh(encoder + predictor) @ kernel
+
+
+def packed_loss(kernel: Any, encoder: Any, predictor: Any, labels: Any, **options: Any) -> Any:
+    lengths = np.full(B, T), np.full(B, U)
+    rows = jax_rnnt.pack_joint_inputs(encoder, predictor, *lengths, B * T * (U + 1))
+    return jax_rnnt.rnnt_loss_packed(jnp.tanh(rows) @ kernel, labels, *lengths, **options)
+
+
+def smoothed_loss(kernel: Any, encoder: Any, predictor: Any, labels: Any, **options: Any) -> Any:
+    am, lm = encoder @ kernel, predictor @ kernel
+    scales = {"lm_only_scale": 0.1, "am_only_scale": 0.1}
+    return jax_rnnt.rnnt_loss_smoothed(am, lm, labels, **scales, **options)
+
+
+def pruned_losses(kernel: Any, encoder: Any, predictor: Any, labels: Any, **options: Any) -> Any:
+    starts = np.linspace(0, U - 1, T).astype(np.int32)
+    ranges = np.broadcast_to(starts[None, :, None] + np.arange(2, dtype=np.int32), (B, T, 2))
+    rows = jax_rnnt.do_rnnt_pruning(encoder, predictor, ranges)
+    loss = jax_rnnt.rnnt_loss_pruned(joined(kernel, *rows), labels, ranges, **options)
+    operands = joined, kernel, encoder, predictor, labels, ranges
+    return loss + jax_rnnt.rnnt_loss_pruned_joint(*operands, **options)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("loss", "implementation"),
+    [
+        (partial(jax_rnnt.rnnt_loss_joint, joined), "auto"),
+        (partial(jax_rnnt.rnnt_loss_joint, joined), "xla"),
+        (pruned_losses, "auto"),
+        (packed_loss, "auto"),
+        (smoothed_loss, "auto"),
+        (smoothed_loss, "xla"),
+    ],
+    ids=["joint", "joint xla", "pruned", "packed", "smoothed", "smoothed xla"],
+)
+def test_gradients_have_one_order_of_sums(loss: Any, implementation: str) -> None:
+    """No scatter that meets an element twice: on a GPU, it would add in any order."""
+    rng = np.random.default_rng(0)
+    kernel, encoder, predictor = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in [(4, V), (B, T, 4), (B, U + 1, 4)]
+    )
+    labels = jnp.full((B, U), 2)
+
+    def total(*operands: jax.Array) -> jax.Array:
+        return loss(*operands, labels, implementation=implementation).sum()
+
+    text = lowered_for_cuda(jax.grad(total, (0, 1, 2)), kernel, encoder, predictor)
+    scatters = re.findall(r'"stablehlo\.scatter".*?unique_indices = (\w+)', text)
+    assert len(scatters) == text.count('"stablehlo.scatter"')
+    assert set(scatters) <= {"true"}
 
 
 # ------------------------------------------------------------------------------ without the kernels

@@ -28,6 +28,8 @@ from factored_cases import factored_function, loss_and_grads, random_factored
 from packed_cases import PackedBatch, packed_function, random_packed
 from pruned_cases import TOPOLOGIES as PRUNED_TOPOLOGIES
 
+import jax_rnnt
+from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import (
     banded_best_path,
@@ -271,6 +273,18 @@ def test_wide_lattice(places: tuple[jax.Device, jax.Device], topology: Options) 
         assert_gradients_agree(found, wanted, promised(np.float64))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, **dtype_name)
+def test_row_sums(places: tuple[jax.Device, jax.Device], dtype: Any) -> None:
+    """Both add in the same order, and give the same bits."""
+    rng = np.random.default_rng(7)
+    for rows, sums, columns in ((40, 7, 5), (2500, 101, 512), (0, 3, 4)):
+        numbers = np.sort(rng.integers(0, sums, (4, rows), np.int32))
+        values = rng.normal(size=(4, rows, columns)).astype(dtype)
+        op = partial(row_sums, num_sums=sums)
+        cpu, gpu = (run_on(place, op, values, numbers) for place in places)
+        np.testing.assert_array_equal(gpu, cpu)
+
+
 # ------------------------------------------------------------------------------------------- losses
 
 
@@ -414,6 +428,32 @@ def test_determinism_of_the_additive_joiner(
     batch = random_factored(np.random.default_rng(6), 16, 700, 90, 60, dtype=np.float32)
     both = loss_and_grads(factored_function("native", **options))
     assert_same_bits(lambda *x: tuple(both(*x)), *jax.device_put(tuple(batch[:4]), places[1]))
+
+
+def test_determinism_of_joint_networks(places: tuple[jax.Device, jax.Device]) -> None:
+    """Bit for bit, also where boxes, or cells of a band, have the same row of an operand."""
+    rng = np.random.default_rng(8)
+    B, T, U, D, V = 8, 200, 40, 64, 30
+    kernel, encoder, predictor = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((D, V), (B, T, D), (B, U + 1, D))
+    )
+    labels = rng.integers(1, V, (B, U), np.int32)
+    starts = np.linspace(0, U - 4, T).astype(np.int32)
+    ranges = np.broadcast_to(starts[None, :, None] + np.arange(5, dtype=np.int32), (B, T, 5))
+
+    def network(kernel: Any, encoder: Any, predictor: Any) -> jax.Array:
+        return jnp.tanh(encoder + predictor) @ kernel
+
+    def losses(*operands: Any) -> jax.Array:
+        rows = jax_rnnt.do_rnnt_pruning(*operands[1:], ranges)
+        return (
+            jax_rnnt.rnnt_loss_joint(network, *operands, labels, rows_per_tile=1000)
+            + jax_rnnt.rnnt_loss_pruned_joint(network, *operands, labels, ranges)
+            + jax_rnnt.rnnt_loss_pruned(network(operands[0], *rows), labels, ranges)
+        ).sum()
+
+    operands = jax.device_put((kernel, encoder, predictor), places[1])
+    assert_same_bits(jax.value_and_grad(losses, (0, 1, 2)), *operands)
 
 
 def test_one_program_for_many_batches(places: tuple[jax.Device, jax.Device]) -> None:
