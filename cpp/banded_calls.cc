@@ -8,29 +8,15 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
                   Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult workspace, int64_t topology, double delay_penalty, int64_t num_labels) {
   const Dimensions dims = blank.dimensions();
-  const ffi::DataType type = blank.element_type();
   if (dims.size() < 2 || dims.back() < 1) return shape_error("blank", dims, "(*batch, T, S)");
-  if (type != ffi::F32 && type != ffi::F64) {
-    return ffi::Error::InvalidArgument("jax_rnnt: arcs must be f32 or f64");
-  }
-  dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
   const size_t leading = dims.size() - 2;
   const int64_t batch = product(dims, leading), frames = dims[leading];
-  if (elements(label.dimensions()) != elements(dims) || label.element_type() != type) {
-    return shape_error("label", label.dimensions(), "blank's shape and dtype");
-  }
+  JAX_RNNT_RETURN_IF_ERROR(
+      decode_arcs(dtype, batch, blank, label, bounds, *log_likelihood, *workspace, topology));
   if (elements(starts.dimensions()) != batch * frames) {
     return shape_error("starts", starts.dimensions(), "(*batch, T)");
   }
-  JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, batch));
-  if (elements(log_likelihood->dimensions()) != batch || log_likelihood->element_type() != type) {
-    return shape_error("log_likelihood", log_likelihood->dimensions(), "(*batch,)");
-  }
-  if (workspace->element_type() != type) {
-    return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the arcs' dtype");
-  }
   if (num_labels < 0) return ffi::Error::InvalidArgument("jax_rnnt: num_labels must be >= 0");
-  JAX_RNNT_RETURN_IF_ERROR(check_code("topology", topology, Topology::kConstrained));
   params = {
       .batch = batch,
       .frames = frames,

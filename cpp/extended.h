@@ -7,9 +7,6 @@
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
-constexpr double kForbidden = -2e7;  // log-probabilities below count as -inf
-constexpr double kExcessive = 1e6;   // log-probabilities above are bad input
-
 // Exponent of zeros, and the lowest there is: what falls below becomes zero. Sums of two of them,
 // less what exponents change between two renormalisations, do not overflow.
 template <class T>

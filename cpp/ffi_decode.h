@@ -55,6 +55,31 @@ inline ffi::Error check_bounds(const Int32Buffer& bounds, int64_t batch) {
   return ffi::Error::Success();
 }
 
+// What the calls of all recursions have, of so many utterances.
+inline ffi::Error decode_arcs(DType& dtype, int64_t batch, const ffi::AnyBuffer& blank,
+                              const ffi::AnyBuffer& label, const Int32Buffer& bounds,
+                              const ffi::AnyBuffer& log_likelihood, const ffi::AnyBuffer& workspace,
+                              int64_t topology) {
+  const ffi::DataType type = blank.element_type();
+  if (type != ffi::F32 && type != ffi::F64) {
+    return ffi::Error::InvalidArgument("jax_rnnt: arcs must be f32 or f64");
+  }
+  dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
+  if (elements(label.dimensions()) != elements(blank.dimensions()) ||
+      label.element_type() != type) {
+    return shape_error("label", label.dimensions(), "blank's shape and dtype");
+  }
+  JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, batch));
+  if (elements(log_likelihood.dimensions()) != batch || log_likelihood.element_type() != type) {
+    return shape_error("log_likelihood", log_likelihood.dimensions(),
+                       "one for each utterance, of the arcs' dtype");
+  }
+  if (workspace.element_type() != type) {
+    return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the arcs' dtype");
+  }
+  return check_code("topology", topology, Topology::kConstrained);
+}
+
 // The two planes of posteriors, alike to those of the arcs.
 template <class Params>
 ffi::Error decode_posteriors(Params& params, const ffi::AnyBuffer& arcs, AnyResult blank,

@@ -19,6 +19,9 @@ namespace jax_rnnt {
 
 enum class DType { kF32, kF64, kBF16, kF16 };
 
+inline constexpr double kForbidden = -2e7;  // log-probabilities below count as -inf
+inline constexpr double kExcessive = 1e6;   // log-probabilities above are bad input
+
 // How scores become arc log-probabilities.
 enum class Normalization : int64_t {
   kSoftmax = 0,  // log-softmax over the classes

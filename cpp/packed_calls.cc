@@ -9,32 +9,18 @@ ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyB
                   AnyResult workspace, int64_t topology, bool final_blank, double delay_penalty,
                   int64_t num_labels) {
   const Dimensions dims = blank.dimensions(), offset_dims = offsets.dimensions();
-  const ffi::DataType type = blank.element_type();
   if (dims.size() < 1) return shape_error("blank", dims, "(*batch, N)");
-  if (type != ffi::F32 && type != ffi::F64) {
-    return ffi::Error::InvalidArgument("jax_rnnt: arcs must be f32 or f64");
-  }
-  dtype = type == ffi::F64 ? DType::kF64 : DType::kF32;
   const int64_t planes = product(dims, dims.size() - 1), rows = dims.back();
-  if (elements(label.dimensions()) != elements(dims) || label.element_type() != type) {
-    return shape_error("label", label.dimensions(), "blank's shape and dtype");
-  }
   if (offset_dims.size() < 1 || product(offset_dims, offset_dims.size() - 1) != planes) {
     return shape_error("offsets", offset_dims, "(*batch, B)");
   }
   const int64_t utterances = offset_dims.back(), batch = planes * utterances;
   if (batch > INT32_MAX) return shape_error("offsets", offset_dims, "less than 2^31 utterances");
-  JAX_RNNT_RETURN_IF_ERROR(check_bounds(bounds, batch));
-  if (elements(log_likelihood->dimensions()) != batch || log_likelihood->element_type() != type) {
-    return shape_error("log_likelihood", log_likelihood->dimensions(), "(*batch, B)");
-  }
-  if (workspace->element_type() != type) {
-    return ffi::Error::InvalidArgument("jax_rnnt: workspace must have the arcs' dtype");
-  }
+  JAX_RNNT_RETURN_IF_ERROR(
+      decode_arcs(dtype, batch, blank, label, bounds, *log_likelihood, *workspace, topology));
   if (num_labels < 0 || num_labels > INT32_MAX) {
     return ffi::Error::InvalidArgument("jax_rnnt: num_labels must be in [0, 2^31)");
   }
-  JAX_RNNT_RETURN_IF_ERROR(check_code("topology", topology, Topology::kConstrained));
   params = {
       .batch = batch,
       .frames = rows,

@@ -1,6 +1,7 @@
 // Probabilities as mantissa * 2^exponent, as in cpp/extended.h, one number at a time.
 #pragma once
 
+#include "../cpp/kernels.h"
 #include "device.h"
 
 namespace jax_rnnt::cuda {
@@ -13,9 +14,6 @@ struct alignas(2 * sizeof(T)) Extended {
   T mantissa;
   Exponent<T> exponent;
 };
-
-inline constexpr double kForbidden = -2e7;  // log-probabilities below count as -inf
-inline constexpr double kExcessive = 1e6;   // log-probabilities above are bad input
 
 // Exponent of zeros, and the lowest there is: what falls below becomes zero. Sums of two of them,
 // less what exponents change between two renormalisations, do not overflow.

@@ -6,6 +6,7 @@ import jax
 
 from . import arcs_reference
 from ._native import ops
+from .implementation import chosen
 from .types import ArcsOptions
 
 
@@ -13,20 +14,17 @@ def arcs_fwd(
     options: ArcsOptions, logits: jax.Array, labels: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `arcs_reference.arcs_fwd`."""
+    op = chosen(options.implementation, arcs_reference.arcs_fwd, ops.arcs_fwd)
     params = {"blank_id": options.blank_id, "normalization": options.normalization}
-    if options.implementation == "xla":
-        return arcs_reference.arcs_fwd(logits, labels, bounds, **params)
-    native = options.implementation == "native"
-    return ops.arcs_fwd(logits, labels, bounds, native=native, **params)
+    return op(logits, labels, bounds, **params)
 
 
 def arcs_bwd(options: ArcsOptions, *operands: jax.Array) -> jax.Array:
     """See `arcs_reference.arcs_bwd`."""
-    params = {
-        "blank_id": options.blank_id,
-        "normalization": options.normalization,
-        "clamp": options.clamp,
-    }
-    if options.implementation == "xla":
-        return arcs_reference.arcs_bwd(*operands, **params)
-    return ops.arcs_bwd(*operands, native=options.implementation == "native", **params)
+    op = chosen(options.implementation, arcs_reference.arcs_bwd, ops.arcs_bwd)
+    return op(
+        *operands,
+        blank_id=options.blank_id,
+        normalization=options.normalization,
+        clamp=options.clamp,
+    )

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from .banded import Band, rotate
+from .extended import EXCESSIVE_LOG_PROB, FORBIDDEN_LOG_PROB
 from .numerics import axis_index, shift_right
 from .types import Topology
-
-_FORBIDDEN = -2e7  # log-probabilities below count as -inf
-_EXCESSIVE = 1e6  # log-probabilities above are bad input
 
 
 def best_path(
@@ -49,8 +47,8 @@ def best_path(
 
 def usable(arcs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Arcs, forbidden and bad ones as -inf; which rows, along the last axis, have bad ones."""
-    bad = ~(arcs <= _EXCESSIVE)
-    return jnp.where(bad | (arcs < _FORBIDDEN), -jnp.inf, arcs), jnp.any(bad, axis=-1)
+    bad = ~(arcs <= EXCESSIVE_LOG_PROB)
+    return jnp.where(bad | (arcs < FORBIDDEN_LOG_PROB), -jnp.inf, arcs), jnp.any(bad, axis=-1)
 
 
 def _scores(band: Band, is_whole: bool) -> tuple[jax.Array, jax.Array]:

@@ -10,17 +10,21 @@ import jax
 
 from . import factored_reference
 from ._native import factored_ops
+from .implementation import chosen
 from .types import ArcsOptions, Denominators
+
+
+def _params(options: ArcsOptions) -> dict[str, Any]:
+    return {"blank_id": options.blank_id, "normalization": options.normalization}
 
 
 def factored_arcs_fwd(
     options: ArcsOptions, am: jax.Array, lm: jax.Array, labels: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, jax.Array, Denominators]:
     """See `factored_reference.factored_fwd`."""
-    params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
-    in_jax = options.implementation == "xla"
-    function = factored_reference.factored_fwd if in_jax else factored_ops.factored_fwd
-    blank, label, *denominators = function(am, lm, labels, bounds, **params)
+    in_jax, native = factored_reference.factored_fwd, factored_ops.factored_fwd
+    op = chosen(options.implementation, in_jax, native)
+    blank, label, *denominators = op(am, lm, labels, bounds, **_params(options))
     return blank, label, Denominators(*denominators)
 
 
@@ -28,8 +32,7 @@ def factored_best_arcs(
     options: ArcsOptions, am: jax.Array, lm: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """See `factored_reference.factored_best`; there is no kernel."""
-    params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
-    blank, label = factored_reference.factored_best(am, lm, bounds, **params)
+    blank, label = factored_reference.factored_best(am, lm, bounds, **_params(options))
     return blank, label
 
 
@@ -42,8 +45,7 @@ def factored_arcs_bwd(
     *weights_and_cotangents: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """See `factored_reference.factored_bwd`."""
-    params: Any = {"blank_id": options.blank_id, "normalization": options.normalization}
-    in_jax = options.implementation == "xla"
-    function = factored_reference.factored_bwd if in_jax else factored_ops.factored_bwd
-    d_am, d_lm = function(am, lm, labels, *denominators, *weights_and_cotangents, **params)
+    in_jax, native = factored_reference.factored_bwd, factored_ops.factored_bwd
+    op = chosen(options.implementation, in_jax, native)
+    d_am, d_lm = op(am, lm, labels, *denominators, *weights_and_cotangents, **_params(options))
     return d_am, d_lm

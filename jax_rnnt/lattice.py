@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from . import banded, lattice_reference
 from . import packed_lattice as packed
 from ._native import ops
 from .best_path import best_path as reference_best_path
+from .implementation import chosen
 from .packed_best_path import packed_best_path as reference_packed_best_path
 from .types import Alignment, LatticeOptions, Posteriors
 
@@ -27,12 +29,8 @@ def lattice(
     options: LatticeOptions, blank: jax.Array, label: jax.Array, bounds: jax.Array
 ) -> tuple[jax.Array, Posteriors]:
     """Log-likelihoods `(*batch,)` and unit posteriors, see `lattice_reference.lattice`."""
-    params = _params(options)
-    if options.implementation == "xla":
-        log_likelihood, *posteriors = lattice_reference.lattice(blank, label, bounds, **params)
-    else:
-        native = options.implementation == "native"
-        log_likelihood, *posteriors = ops.lattice(blank, label, bounds, native=native, **params)
+    op = chosen(options.implementation, lattice_reference.lattice, ops.lattice)
+    log_likelihood, *posteriors = op(blank, label, bounds, **_params(options))
     return log_likelihood, Posteriors(*posteriors)
 
 
@@ -40,11 +38,8 @@ def lattice_score(
     options: LatticeOptions, blank: jax.Array, label: jax.Array, bounds: jax.Array
 ) -> jax.Array:
     """Log-likelihoods alone, `(*batch,)`."""
-    params = _params(options)
-    if options.implementation == "xla":
-        return lattice_reference.lattice_score(blank, label, bounds, **params)
-    native = options.implementation == "native"
-    return ops.lattice_score(blank, label, bounds, native=native, **params)
+    op = chosen(options.implementation, lattice_reference.lattice_score, ops.lattice_score)
+    return op(blank, label, bounds, **_params(options))
 
 
 def packed_lattice(
@@ -59,13 +54,9 @@ def packed_lattice(
 
     No utterance has more than `num_labels` labels.
     """
+    op = chosen(options.implementation, packed.packed_lattice, ops.packed_lattice)
     params = {**_params(options), "num_labels": num_labels}
-    operands = blank, label, offsets, bounds
-    if options.implementation == "xla":
-        log_likelihood, *posteriors = packed.packed_lattice(*operands, **params)
-    else:
-        native = options.implementation == "native"
-        log_likelihood, *posteriors = ops.packed_lattice(*operands, native=native, **params)
+    log_likelihood, *posteriors = op(blank, label, offsets, bounds, **params)
     return log_likelihood, Posteriors(*posteriors)
 
 
@@ -78,12 +69,9 @@ def packed_lattice_score(
     bounds: jax.Array,
 ) -> jax.Array:
     """Log-likelihoods of packed rows alone, `(*batch, B)`."""
+    op = chosen(options.implementation, packed.packed_lattice_score, ops.packed_lattice_score)
     params = {**_params(options), "num_labels": num_labels}
-    operands = blank, label, offsets, bounds
-    if options.implementation == "xla":
-        return packed.packed_lattice_score(*operands, **params)
-    native = options.implementation == "native"
-    return ops.packed_lattice_score(*operands, native=native, **params)
+    return op(blank, label, offsets, bounds, **params)
 
 
 def banded_lattice(
@@ -98,15 +86,10 @@ def banded_lattice(
 
     `num_labels` is U: on a GPU, the workspace grows with it.
     """
+    native = partial(ops.banded_lattice, num_labels=num_labels)
+    op = chosen(options.implementation, banded.banded_lattice, native)
     params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
-    operands = blank, label, starts, bounds
-    if options.implementation == "xla":
-        log_likelihood, *posteriors = banded.banded_lattice(*operands, **params)
-    else:
-        native = options.implementation == "native"
-        log_likelihood, *posteriors = ops.banded_lattice(
-            *operands, native=native, num_labels=num_labels, **params
-        )
+    log_likelihood, *posteriors = op(blank, label, starts, bounds, **params)
     return log_likelihood, Posteriors(*posteriors)
 
 
@@ -119,13 +102,10 @@ def banded_lattice_score(
     bounds: jax.Array,
 ) -> jax.Array:
     """Log-likelihoods of a band alone, `(*batch,)`."""
+    native = partial(ops.banded_lattice_score, num_labels=num_labels)
+    op = chosen(options.implementation, banded.banded_lattice_score, native)
     params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
-    if options.implementation == "xla":
-        return banded.banded_lattice_score(blank, label, starts, bounds, **params)
-    native = options.implementation == "native"
-    return ops.banded_lattice_score(
-        blank, label, starts, bounds, native=native, num_labels=num_labels, **params
-    )
+    return op(blank, label, starts, bounds, **params)
 
 
 def best_path(
@@ -145,11 +125,9 @@ def banded_best_path(
     bounds: jax.Array,
 ) -> Alignment:
     """The best path through a band, see `best_path.best_path`. `num_labels` is U."""
-    params: dict[str, Any] = {**_params(options), "num_labels": num_labels}
-    if options.implementation == "xla":
-        return Alignment(*reference_best_path(blank, label, starts, bounds, **params))
-    native = options.implementation == "native"
-    return Alignment(*ops.best_path(blank, label, starts, bounds, native=native, **params))
+    op = chosen(options.implementation, reference_best_path, ops.best_path)
+    params = {**_params(options), "num_labels": num_labels}
+    return Alignment(*op(blank, label, starts, bounds, **params))
 
 
 def packed_best_path(
@@ -161,12 +139,9 @@ def packed_best_path(
     bounds: jax.Array,
 ) -> Alignment:
     """The best paths of packed rows, see `packed_best_path.packed_best_path`."""
-    params: dict[str, Any] = {**_params(options), "num_labels": num_labels}
-    operands = blank, label, offsets, bounds
-    if options.implementation == "xla":
-        return Alignment(*reference_packed_best_path(*operands, **params))
-    native = options.implementation == "native"
-    return Alignment(*ops.packed_best_path(*operands, native=native, **params))
+    op = chosen(options.implementation, reference_packed_best_path, ops.packed_best_path)
+    params = {**_params(options), "num_labels": num_labels}
+    return Alignment(*op(blank, label, offsets, bounds, **params))
 
 
 def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteriors:

@@ -12,8 +12,6 @@ kernel: it needs the average and scores of the label positions. The predictor's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +22,7 @@ from ._native import factored_ops
 from ._native.jax_versions import with_batch_sharding_of
 from .bounds import rows_inside
 from .factored_reference import label_ids
+from .implementation import chosen
 from .numerics import accumulator_dtype, log_denominator, log_ratio
 from .smoothed_reference import weights_by_class
 from .types import ArcsOptions, Denominators, Smoothing
@@ -58,7 +57,8 @@ def smoothed_arcs_fwd(
     if smoothing.am_only_scale:
         scores += smoothing.am_only_scale * predictor.average
     at_label = label_ids(labels, lm.shape[-1])[..., None]
-    blank, label, *denominators, encoder_logs = _op(options, smoothing, "smoothed_fwd")(
+    in_jax, native = smoothed_reference.smoothed_fwd, factored_ops.smoothed_fwd
+    blank, label, *denominators, encoder_logs = chosen(options.implementation, in_jax, native)(
         am,
         lm,
         _average_of_each(smoothing, am, predictor.average),
@@ -66,6 +66,7 @@ def smoothed_arcs_fwd(
         jnp.take_along_axis(scores, at_label, axis=-1)[..., 0],
         labels,
         bounds,
+        **_params(options, smoothing),
     )
     return blank, label, SmoothedResiduals(Denominators(*denominators), encoder_logs, clean)
 
@@ -93,7 +94,8 @@ def smoothed_arcs_bwd(
     cotangents = jnp.where(kept, cotangents, 0)
     rows = _rows(smoothing, am, lm, bounds)
     predictor = _predictor_alone(smoothing, lm, rows, residuals.clean)
-    d_am, d_lm, d_average, *sums = _op(options, smoothing, "smoothed_bwd")(
+    in_jax, native = smoothed_reference.smoothed_bwd, factored_ops.smoothed_bwd
+    d_am, d_lm, d_average, *sums = chosen(options.implementation, in_jax, native)(
         am,
         lm,
         _average_of_each(smoothing, am, predictor.average),
@@ -103,6 +105,7 @@ def smoothed_arcs_bwd(
         blank_weights,
         label_weights,
         cotangents,
+        **_params(options, smoothing),
     )
     of_blank, of_label = (jnp.where(kept[..., None], cotangents[..., None] * x, 0) for x in sums)
     weights = weights_by_class(of_blank, of_label, labels, options.blank_id, lm.shape[-1])
@@ -180,12 +183,9 @@ def _axes_of_rows(x: jax.Array) -> tuple[int, ...]:
     return tuple(range(x.ndim - 1))
 
 
-def _op(options: ArcsOptions, smoothing: Smoothing, name: str) -> Callable[..., Any]:
-    """That function of `smoothed_reference`, by the implementation that the caller chose."""
-    module: Any = smoothed_reference if options.implementation == "xla" else factored_ops
-    return partial(
-        getattr(module, name),
-        blank_id=options.blank_id,
-        joint_share=smoothing.joint_scale,
-        am_share=smoothing.am_only_scale,
-    )
+def _params(options: ArcsOptions, smoothing: Smoothing) -> dict[str, Any]:
+    return {
+        "blank_id": options.blank_id,
+        "joint_share": smoothing.joint_scale,
+        "am_share": smoothing.am_only_scale,
+    }

@@ -164,17 +164,17 @@ def additive_cases() -> Iterator[Case]:
                 what = f"{jnp.dtype(dtype).name} T={T} U={U} V={V} {normalization}"
                 yield (
                     f"factored_fwd {what}",
-                    partial(factored_fwd, **params),
+                    partial(factored_fwd, native=True, **params),
                     (am, lm, labels, bounds),
                 )
                 operands = (am, lm, labels, planes[0], *rows[:2], *planes[1:], cotangents)
-                yield f"factored_bwd {what}", partial(factored_bwd, **params), operands
+                yield f"factored_bwd {what}", partial(factored_bwd, native=True, **params), operands
             params = {"blank_id": 0, "joint_share": 0.7, "am_share": 0.1}
             what = f"{jnp.dtype(dtype).name} T={T} U={U} V={V}"
             operands = (am, lm, average, *scores, labels, bounds)
-            yield f"smoothed_fwd {what}", partial(smoothed_fwd, **params), operands
+            yield f"smoothed_fwd {what}", partial(smoothed_fwd, native=True, **params), operands
             operands = (am, lm, average, labels, planes[0], *rows, *planes[1:], cotangents)
-            yield f"smoothed_bwd {what}", partial(smoothed_bwd, **params), operands
+            yield f"smoothed_bwd {what}", partial(smoothed_bwd, native=True, **params), operands
 
 
 def row_cases() -> Iterator[Case]:

@@ -93,30 +93,31 @@ _smoothed_bwd_p = native_primitive(
 )
 
 
-def factored_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`factored_reference.factored_fwd` by the native kernel, where there is one."""
-    return _kernel_or(factored_reference.factored_fwd, _factored_fwd_p, operands, params)
+def factored_fwd(*operands: jax.Array, native: bool, **params: Any) -> tuple[jax.Array, ...]:
+    """`factored_reference.factored_fwd` by a kernel; unless `native`, if there is one."""
+    return _kernel_or(factored_reference.factored_fwd, _factored_fwd_p, operands, native, params)
 
 
-def factored_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`factored_reference.factored_bwd` by the native kernel, where there is one."""
-    return _kernel_or(factored_reference.factored_bwd, _factored_bwd_p, operands, params)
+def factored_bwd(*operands: jax.Array, native: bool, **params: Any) -> tuple[jax.Array, ...]:
+    """`factored_reference.factored_bwd` by a kernel; unless `native`, if there is one."""
+    return _kernel_or(factored_reference.factored_bwd, _factored_bwd_p, operands, native, params)
 
 
-def smoothed_fwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`smoothed_reference.smoothed_fwd` by the native kernel, where there is one."""
-    return _kernel_or(smoothed_reference.smoothed_fwd, _smoothed_fwd_p, operands, params)
+def smoothed_fwd(*operands: jax.Array, native: bool, **params: Any) -> tuple[jax.Array, ...]:
+    """`smoothed_reference.smoothed_fwd` by a kernel; unless `native`, if there is one."""
+    return _kernel_or(smoothed_reference.smoothed_fwd, _smoothed_fwd_p, operands, native, params)
 
 
-def smoothed_bwd(*operands: jax.Array, **params: Any) -> tuple[jax.Array, ...]:
-    """`smoothed_reference.smoothed_bwd` by the native kernel, where there is one."""
-    return _kernel_or(smoothed_reference.smoothed_bwd, _smoothed_bwd_p, operands, params)
+def smoothed_bwd(*operands: jax.Array, native: bool, **params: Any) -> tuple[jax.Array, ...]:
+    """`smoothed_reference.smoothed_bwd` by a kernel; unless `native`, if there is one."""
+    return _kernel_or(smoothed_reference.smoothed_bwd, _smoothed_bwd_p, operands, native, params)
 
 
 def _kernel_or(
     in_jax: Callable[..., tuple[jax.Array, ...]],
     primitive: Primitive,
     operands: tuple[jax.Array, ...],
+    native: bool,
     params: dict[str, Any],
 ) -> tuple[jax.Array, ...]:
     """Chosen when lowering. Not by the primitive's own fallback: what `per_shard` needs to know of
@@ -124,8 +125,10 @@ def _kernel_or(
     """
 
     def kernel(*operands: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(primitive.bind(*align_varying_axes(*operands), native=False, **params))
+        return tuple(primitive.bind(*align_varying_axes(*operands), native=native, **params))
 
+    if native:
+        return kernel(*operands)
     default = partial(in_jax, **params)
     platforms = platforms_with(primitive.name)
     return jax.lax.platform_dependent(

@@ -51,18 +51,12 @@ def _define_derivatives(primitive: Primitive, transposed: Any) -> None:
     """`transposed` maps a cotangent, the numbers and the first operand's type to its cotangent."""
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
-        results = primitive.bind(*primals, **params)
-        tangent, _ = tangents
-        if type(tangent) is ad.Zero:
-            return results, [ad.Zero.from_primal_value(x) for x in results]
-        return results, primitive.bind(tangent, primals[1], **params)
+        tangent = ad.instantiate_zeros(tangents[0])
+        return primitive.bind(*primals, **params), primitive.bind(tangent, primals[1], **params)
 
     def transpose(cotangents: Any, x: Any, numbers: jax.Array, **params: Any) -> Any:
         del params
-        (cotangent,) = cotangents
-        if type(cotangent) is ad.Zero:
-            return [ad.Zero(x.aval), None]
-        return [transposed(cotangent, numbers, x.aval), None]
+        return [transposed(ad.instantiate_zeros(cotangents[0]), numbers, x.aval), None]
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
