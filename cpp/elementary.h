@@ -46,19 +46,33 @@ struct RangeReduced {
   IntVec<T> quotient;
 };
 
-template <class T>
-JAX_RNNT_INLINE RangeReduced<T> reduce_by_ln2(Vec<T> x) {
-  using C = Traits<T>;
-  const Vec<T> shifted = x * C::kLog2e + C::kRoundingMagic;
-  const Vec<T> n = shifted - C::kRoundingMagic;
-  IntVec<T> quotient;
-  if constexpr (sizeof(T) == 4) {
-    quotient = __builtin_convertvector(n, IntVec<T>);
-  } else {
-    // Below AVX-512 there is no such conversion; the integer sits in the low bits of `shifted`.
-    quotient = bits<IntVec<T>>(shifted) - bits<IntVec<T>>(broadcast<T>(C::kRoundingMagic));
-  }
+// For all log-probabilities that count, down to -1e7: such small probabilities are still compared
+// with each other.
+JAX_RNNT_INLINE RangeReduced<float> reduce_by_ln2(Vec<float> x) {
+  using C = Traits<float>;
+  // Adding a large number, as below, would round to integers below 2^22 alone.
+  const IntVec<float> quotient = nearest(x * C::kLog2e);
+  const Vec<float> n = __builtin_convertvector(quotient, Vec<float>);
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return {(x - n * C::kLn2High) - n * C::kLn2Low, quotient};
+#else
+  // Two parts of the quotient, of 12 bits each, whose products with few bits are exact, as are the
+  // differences: the upper part is 0 for small quotients.
+  const Vec<float> upper = __builtin_convertvector((quotient + 0x800) & ~0xfff, Vec<float>);
+  const Vec<float> lower = n - upper;
+  Vec<float> rest = (x - upper * C::kLn2High) - lower * C::kLn2High;
+  rest = (rest - upper * C::kLn2Middle) - lower * C::kLn2Middle;
+  return {rest - n * C::kLn2Rest, quotient};
+#endif
+}
+
+JAX_RNNT_INLINE RangeReduced<double> reduce_by_ln2(Vec<double> x) {
+  using C = Traits<double>;
+  // Below AVX-512 no instruction makes integers of doubles: they are the low bits of `shifted`.
+  const Vec<double> shifted = x * C::kLog2e + C::kRoundingMagic;
+  const Vec<double> n = shifted - C::kRoundingMagic;
+  const IntVec<double> magic = bits<IntVec<double>>(broadcast<double>(C::kRoundingMagic));
+  return {(x - n * C::kLn2High) - n * C::kLn2Low, bits<IntVec<double>>(shifted) - magic};
 }
 
 // exp(x) for x that is not far above 0, the size of rounding: exp(-inf) = 0, NaN stays NaN; results

@@ -61,7 +61,7 @@ JAX_RNNT_INLINE Extended<T> exp_extended(Vec<T> x) {
   const Vec<T> low = broadcast<T>(T(kForbidden)), high = broadcast<T>(T(kExcessive));
   Vec<T> bounded = x < low ? low : x;
   bounded = bounded < high ? bounded : high;
-  const RangeReduced<T> reduced = reduce_by_ln2<T>(bounded);
+  const RangeReduced<T> reduced = reduce_by_ln2(bounded);
   Vec<T> mantissa = exp_reduced(reduced.remainder);
   mantissa = x < low ? Vec<T>{} : mantissa;
   mantissa = x <= high ? mantissa : broadcast<T>(T(__builtin_nan("")));

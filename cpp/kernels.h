@@ -19,7 +19,7 @@ namespace jax_rnnt {
 
 enum class DType { kF32, kF64, kBF16, kF16 };
 
-inline constexpr double kForbidden = -2e7;  // log-probabilities below count as -inf
+inline constexpr double kForbidden = -1e7;  // log-probabilities below count as -inf
 inline constexpr double kExcessive = 1e6;   // log-probabilities above are bad input
 
 // How scores become arc log-probabilities.

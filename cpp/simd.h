@@ -33,6 +33,8 @@ struct Traits<float> {
   static constexpr float kLog2e = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693359375f;  // 10 significant bits: n * kLn2High is exact
   static constexpr float kLn2Low = -2.1219444005469058e-4f;
+  // That again in two parts, the first of 9 significant bits.
+  static constexpr float kLn2Middle = -0x1.bdp-13f, kLn2Rest = -1.90465430e-9f;
   static constexpr float kLowest = -3.402823466e38f;
 };
 
@@ -87,6 +89,20 @@ JAX_RNNT_INLINE void prefetch(const P* p, int64_t elements) {
 template <class To, class From>
 JAX_RNNT_INLINE To bits(From x) {
   return __builtin_bit_cast(To, x);
+}
+
+// The nearest integers to floats that an int32 can hold.
+JAX_RNNT_INLINE IntVec<float> nearest(Vec<float> x) {
+#if defined(__AVX512F__) && JAX_RNNT_VECTOR_BYTES == 64
+  // Without a mask, GCC 12 takes what this begins with for an uninitialised variable.
+  return bits<IntVec<float>>(_mm512_maskz_cvtps_epi32(0xffff, bits<__m512>(x)));
+#elif defined(__AVX__) && JAX_RNNT_VECTOR_BYTES == 32
+  return bits<IntVec<float>>(_mm256_cvtps_epi32(bits<__m256>(x)));
+#elif defined(__SSE2__) && JAX_RNNT_VECTOR_BYTES == 16
+  return bits<IntVec<float>>(_mm_cvtps_epi32(bits<__m128>(x)));
+#else
+  return __builtin_convertvector(x + (x < 0 ? -0.5f : 0.5f), IntVec<float>);
+#endif
 }
 
 // GCC's AddressSanitizer does not see what masked instructions touch: with it, there are none.

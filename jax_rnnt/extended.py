@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-FORBIDDEN_LOG_PROB = -2e7
+FORBIDDEN_LOG_PROB = -1e7
 """Log-probabilities below count as -inf, in every implementation."""
 
 EXCESSIVE_LOG_PROB = 1e6

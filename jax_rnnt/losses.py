@@ -101,7 +101,7 @@ def rnnt_loss(
       gradient zero, and no effect on others. No frames and no labels give loss 0. Padding has no
       effect and gets gradient zero.
 
-      Arcs with log-probability below -2e7 count as -inf, those above 1e6 as NaN, and prefixes of
+      Arcs with log-probability below -1e7 count as -inf, those above 1e6 as NaN, and prefixes of
       alignments 5e8 nats (in float32) below the likeliest of the same frame may count as
       impossible.
 
@@ -220,7 +220,7 @@ def rnnt_loss_from_arcs(
       The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`. Posteriors
       are `(*batch, T, U+1)` in float32 (float64 for float64 input), zero in padding and for
       utterances whose loss is not finite. Arcs that no complete path can take, and those below
-      -2e7, count as -inf whatever is given for them.
+      -1e7, count as -inf whatever is given for them.
 
     Raises:
       TypeError, ValueError: as `rnnt_loss`.

@@ -15,7 +15,7 @@ import oracles
 import oracles_pruned
 from oracles import Array, Window
 
-FORBIDDEN = -2e7
+FORBIDDEN = -1e7
 
 
 class Best(NamedTuple):

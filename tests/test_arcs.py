@@ -160,7 +160,7 @@ def test_column_u_is_not_read(implementation: str) -> None:
 
 
 def test_label_arcs_below_the_floor(implementation: str) -> None:
-    """Documented limit: a label arc below -2e7 counts as -inf; one above it counts as itself."""
+    """Documented limit: a label arc below -1e7 counts as -inf; one above it counts as itself."""
     blank, label = np.full((1, 2, 2), -1.0), np.full((1, 2, 2), -1e8)
     loss, grads, _ = run_arcs(ArcsBatch(blank, label), implementation)
     assert loss[0] == np.inf and (grads[0] == 0).all() and (grads[1] == 0).all()

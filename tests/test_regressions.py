@@ -169,3 +169,34 @@ def test_arcs_of_bad_utterances_end_with_them(implementation: str) -> None:
     wanted = np.array([-np.log(4), -np.inf])[:, None, None]
     np.testing.assert_allclose(blank, np.broadcast_to(wanted, (2, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(label, np.broadcast_to(wanted, (2, 1, 2)), rtol=1e-6)
+
+
+# The last one: where arcs begin to count as -inf.
+IMPROBABLE = [
+    (-40_000.0, -40_000.5),
+    (-300_000.0, -300_000.25),
+    (-3_600_000.25, -3_600_000.0),
+    (-9_999_998.0, -10_000_000.0),
+]
+
+
+def check_improbable_paths(implementation: str, first: float, second: float) -> None:
+    """Two paths that differ by one arc each, of so small probabilities: only the difference counts,
+    which is exact in float32.
+    """
+    blank, label = np.zeros((2, 1, 2, 2), np.float32)
+    label[0, :, 0] = first, second
+    _, posteriors = rnnt_loss_from_arcs(
+        blank,
+        label,
+        return_posteriors=True,
+        implementation=implementation,  # type: ignore[arg-type]
+    )
+    np.testing.assert_allclose(
+        posteriors.label[0, 0, 0], 1 / (1 + np.exp(second - first)), atol=2e-6
+    )
+
+
+@pytest.mark.parametrize(("first", "second"), IMPROBABLE)
+def test_improbable_paths_compare(implementation: str, first: float, second: float) -> None:
+    check_improbable_paths(implementation, first, second)

@@ -30,6 +30,7 @@ from test_in_place import check_same_numbers
 from test_packed import check_packed, check_skewed
 from test_packed_alignment import check_packed_paths
 from test_pruning import check_pruned
+from test_regressions import IMPROBABLE, check_improbable_paths
 from test_values import check_dtype
 
 from jax_rnnt._native import _cpu
@@ -261,3 +262,8 @@ def _nan_outside(batch: FactoredBatch) -> FactoredBatch:
     am, lm = batch.am.copy(), batch.lm.copy()
     am[~frames], lm[~positions] = np.nan, np.nan
     return batch._replace(am=am, lm=lm)
+
+
+def test_improbable_paths(target: str) -> None:
+    for first, second in IMPROBABLE:
+        check_improbable_paths("native", first, second)

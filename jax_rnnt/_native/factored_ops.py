@@ -4,7 +4,6 @@ gradient, and the same of smoothed arcs, `smoothed_fwd` and `smoothed_bwd`."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -127,9 +126,12 @@ def _kernel_or(
     def kernel(*operands: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(primitive.bind(*align_varying_axes(*operands), native=native, **params))
 
+    def default(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        # Branches have to agree, also about what is empty, of which no operand is a part.
+        return align_varying_axes(operands[0], *in_jax(*operands, **params))[1:]
+
     if native:
         return kernel(*operands)
-    default = partial(in_jax, **params)
     platforms = platforms_with(primitive.name)
     return jax.lax.platform_dependent(
         *operands, default=default, **dict.fromkeys(platforms, kernel)
