@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from . import compat
 from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
 from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
@@ -37,6 +38,7 @@ __all__ = [
     "check_inputs",
     "check_inputs_packed",
     "check_inputs_pruned",
+    "compat",
     "do_rnnt_pruning",
     "expected_emission_frames",
     "expected_emission_frames_packed",
@@ -67,3 +69,8 @@ __all__ = [
     "rnnt_loss_simple",
     "rnnt_loss_smoothed",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, not the modules that define them."""
+    return [*__all__, "__version__"]

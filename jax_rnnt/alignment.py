@@ -59,8 +59,8 @@ def rnnt_align(
 
     Returns:
       `Alignment(score, frames)`: log-probabilities `(*batch,)` in float32 (float64 for float64
-      logits), never above minus the loss, and frames `(*batch, U)` int32, counted from the first
-      frame of `logits`. Both are constants to differentiation.
+      logits), never above minus the loss but by rounding, and frames `(*batch, U)` int32, counted
+      from the first frame of `logits`. Both are constants to differentiation.
 
       The score is -inf without any alignment, and NaN where the loss is; then, as in padding and
       for utterances that `where` leaves out (score 0), frames are -1.

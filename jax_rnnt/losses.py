@@ -220,7 +220,8 @@ def rnnt_loss_from_arcs(
       The losses as `rnnt_loss` returns them, or `(losses, Posteriors(blank, label))`. Posteriors
       are `(*batch, T, U+1)` in float32 (float64 for float64 input), zero in padding and for
       utterances whose loss is not finite. Arcs that no complete path can take, and those below
-      -1e7, count as -inf whatever is given for them.
+      -1e7, count as -inf whatever is given for them. (For NaN that is so where lengths, begins and
+      the topology leave no path; what windows or other arcs of -inf cut off still counts as NaN.)
 
     Raises:
       TypeError, ValueError: as `rnnt_loss`.

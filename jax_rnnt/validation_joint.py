@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ def traced_logits(
 
     `letters` stand for the expected shape. Operands are arrays or their shapes.
     """
-    check_function("joint_fn", joint_fn, "(params, encoder_rows, predictor_rows)")
+    _check_joint_function(joint_fn, len(operands))
     jaxpr, logits = jax.make_jaxpr(joint_fn, return_shape=True)(*operands)
     for constant in jaxpr.consts:
         if isinstance(constant, Tracer):
@@ -69,6 +70,23 @@ def traced_logits(
             f"but the last = {tuple(rows)}, one row for each pair of rows, and V >= 1."
         )
     return logits, list(jaxpr.consts)
+
+
+def _check_joint_function(joint_fn: Any, num_arguments: int) -> None:
+    with_keys = num_arguments == 4
+    arguments = f"(params, encoder_rows, predictor_rows{', keys' if with_keys else ''})"
+    check_function("joint_fn", joint_fn, arguments)
+    try:
+        signature = inspect.signature(joint_fn)
+    except ValueError:  # of what is not written in Python
+        return
+    try:
+        signature.bind(*[None] * num_arguments)
+    except TypeError as error:
+        why = ": with rng, it gets a key for each row" if with_keys else ""
+        raise TypeError(
+            f"joint_fn has the arguments {signature}; expected a function of {arguments}{why}."
+        ) from error
 
 
 def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, str | None]:

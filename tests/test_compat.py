@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 
+import jax_rnnt
 from jax_rnnt.compat import (
     fast_rnnt,
     k2,
@@ -188,3 +189,12 @@ def test_messages_in_words_of_the_caller() -> None:
             False,
             "mean",  # type: ignore[arg-type]
         )
+
+
+def test_names() -> None:
+    """Modules are attributes of the package, whose listing has what is public alone."""
+    assert jax_rnnt.compat.torchaudio is torchaudio
+    assert set(dir(jax_rnnt)) == {*jax_rnnt.__all__, "__version__"}
+    for name in jax_rnnt.compat.__all__:
+        module = getattr(jax_rnnt.compat, name)
+        assert all(callable(getattr(module, function)) for function in module.__all__)

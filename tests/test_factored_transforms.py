@@ -163,6 +163,17 @@ def test_two_batch_dims(batch: FactoredBatch, devices: list[jax.Device]) -> None
     assert not COLLECTIVES.findall(text)
 
 
+@each_loss
+@pytest.mark.parametrize("size", [(8, 0, 1), (0, 2, 1)], ids=["no frames", "no utterances"])
+def test_nothing_in_shard_map(size: tuple[int, int, int], scales: Options, mesh: Mesh) -> None:
+    """The branches for platforms with and without kernels have the same types there."""
+    batch = random_factored(np.random.default_rng(1), *size, V, dtype=np.float32)
+    for implementation in ("auto", "native"):
+        function = loss_and_grads(factored_function(implementation, **scales))
+        mapped = shard_map(function, mesh, (DATA,) * 4, DATA)
+        close(mapped(*batch[:4]), function(*batch[:4]))
+
+
 @pytest.mark.parametrize("spec", [P(None, "data"), P(None, None, "data"), P()], ids=str)
 def test_other_axes(spec: P, mesh: Mesh) -> None:
     """The encoder's half sharded over frames or classes costs communication but stays right."""

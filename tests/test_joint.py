@@ -415,6 +415,12 @@ def test_constants_that_depend_on_the_number_of_rows() -> None:
         ({"joint_fn": lambda p, am, lm: am[0]}, ValueError, "joint_fn returned logits of shape"),
         ({"joint_fn": lambda p, am, lm: (am, lm)}, TypeError, "joint_fn returned a tuple"),
         ({"joint_fn": lambda p, am, lm: am > 0}, TypeError, "of dtype bool"),
+        (
+            {"joint_fn": lambda p, am: am},
+            TypeError,
+            r"arguments \(p, am\).*predictor_rows\)",
+        ),
+        ({"rng": jax.random.key(0)}, TypeError, "predictor_rows, keys.: with rng, it gets a key"),
         ({"joint_fn": None}, TypeError, r"joint_fn is None.*\(params, encoder_rows, predictor_r"),
         ({"joint_fn": jax_rnnt.LinearJoint}, TypeError, r"class LinearJoint.*LinearJoint\(\)"),
         ({"labels": np.ones((B, U + 1), int)}, ValueError, "labels .* have U.1 label positions"),

@@ -3,3 +3,15 @@
 Names, argument order, defaults and reductions are theirs, computation and the treatment of bad
 input are this library's. What differs on purpose is in the modules' docstrings.
 """
+
+from . import fast_rnnt, k2, optimized_transducer, torchaudio, transducer, warp_rnnt, warprnnt
+
+__all__ = [
+    "fast_rnnt",
+    "k2",
+    "optimized_transducer",
+    "torchaudio",
+    "transducer",
+    "warp_rnnt",
+    "warprnnt",
+]

@@ -16,6 +16,8 @@ from ..types import Array, Reduction
 from ..validation import static_bool
 from ._names import arguments_named
 
+__all__ = ["RNNTLoss", "rnnt_loss"]
+
 
 @arguments_named(labels="targets", label_lengths="target_lengths", blank_id="blank")
 def rnnt_loss(

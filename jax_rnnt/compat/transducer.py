@@ -19,6 +19,8 @@ _named = arguments_named(
     am="emissions", lm="predictions", logit_lengths="input_lengths", blank_id="blank"
 )
 
+__all__ = ["TransducerLoss"]
+
 
 @dataclass(frozen=True)
 class TransducerLoss:

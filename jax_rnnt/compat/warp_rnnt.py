@@ -23,6 +23,8 @@ from ..types import Array, Reduction
 from ..validation import as_array, float_scores, integer_argument, is_known, one_of, static_bool
 from ._names import arguments_named
 
+__all__ = ["rnnt_loss"]
+
 
 @arguments_named(
     logits="log_probs",

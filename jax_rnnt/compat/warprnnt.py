@@ -16,6 +16,8 @@ import jax_rnnt
 from ..types import Array, Reduction
 from ._names import arguments_named
 
+__all__ = ["RNNTLoss", "rnnt_loss"]
+
 
 @arguments_named(
     logits="acts", logit_lengths="act_lens", label_lengths="label_lens", blank_id="blank"
