@@ -49,7 +49,8 @@ def per_shard(
       num_sums: how many of the last results are sums. Devices communicate for nothing else.
       num_mapped_dims: leading batch dimensions that the sums keep.
     """
-    num_operands = len(operands)
+    # What the functions below close over is kept with the traced program: no arrays.
+    num_operands, num_shared = len(operands), len(shared)
 
     def local(*args: jax.Array) -> _Results:
         batch = args[0].shape[:num_batch_dims]
@@ -64,7 +65,7 @@ def per_shard(
     def rule(mesh: Any, operand_types: Sequence[Any], result_types: Sequence[Any]) -> Any:
         del mesh
         last = len(result_types) - num_sums
-        operand_dims = [num_batch_dims] * num_operands + [0] * len(shared)
+        operand_dims = [num_batch_dims] * num_operands + [0] * num_shared
         result_dims = [num_batch_dims] * last + [num_mapped_dims] * num_sums
         return _sharding_rule(
             num_batch_dims,
