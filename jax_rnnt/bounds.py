@@ -29,28 +29,25 @@ class Sizes:
     U: int
     V: int | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """V, which scores other than arcs have."""
+        assert self.V is not None
+        return self.V
 
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Utterances:
     """The integer and boolean arguments that describe the utterances; None where left out."""
 
-    labels: Array | None  # (*batch, U)
-    logit_lengths: Array | None  # (*batch,)
-    label_lengths: Array | None
-    logit_begins: Array | None
-    label_begins: Array | None
-    where: Array | None
+    labels: Array | None = None  # (*batch, U)
+    logit_lengths: Array | None = None  # (*batch,)
+    label_lengths: Array | None = None
+    logit_begins: Array | None = None
+    label_begins: Array | None = None
+    where: Array | None = None
     label_windows: Array | None = None  # (*batch, U, 2)
-
-
-jax.tree_util.register_dataclass(
-    Utterances,
-    data_fields=[
-        "labels", "logit_lengths", "label_lengths", "logit_begins", "label_begins", "where",
-        "label_windows",
-    ],
-    meta_fields=[],
-)  # fmt: skip
 
 
 def clip_to_int32(array: Any) -> Any:
