@@ -68,11 +68,16 @@ def rnnt_align(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
     """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     checked = checked_logits(
         logits,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (blank_id, normalization, None, implementation),
-        (topology, final_blank, delay_penalty, 0.0, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
         check,
     )
     return _align(*checked)
@@ -108,10 +113,14 @@ def rnnt_align_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss_from_arcs`.
     """
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
+        label_begins=label_begins, label_windows=label_windows, where=where,
+    )  # fmt: skip
     checked = checked_arcs(
         (blank_log_probs, label_log_probs),
-        (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (topology, final_blank, delay_penalty, 0.0, implementation),
+        utterances,
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
         check,
     )
     return _align_from_arcs(*checked)
@@ -150,11 +159,16 @@ def rnnt_align_simple(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_simple`.
     """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     checked = checked_halves(
         (am, lm),
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (blank_id, normalization, None, implementation),
-        (topology, final_blank, delay_penalty, 0.0, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
         check,
     )
     return _align_simple(*checked)
@@ -193,12 +207,17 @@ def rnnt_align_pruned(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_pruned`.
     """
     logits = validation.float_scores("logits", logits)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     ranges, utterances, arcs_options, lattice_options, _ = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
+        utterances,
         ranges,
-        (blank_id, normalization, None, implementation),
-        (topology, False, delay_penalty, 0.0, implementation),
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, False, delay_penalty, implementation=implementation),
         "none",
         check,
     )

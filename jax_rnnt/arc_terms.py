@@ -68,18 +68,12 @@ def rnnt_loss_from_arc_terms(
     """
     blanks, labels = validation_factored.arc_terms(blank_terms, label_terms)
     sizes = validation.sizes_of("blank_terms[0]", blanks[0].shape, 2)
-    utterances = validation.utterances_of(
-        sizes,
-        None,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
-    options = validation.lattice_options(
-        topology, final_blank, delay_penalty, fastemit_lambda, implementation
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
+        label_begins=label_begins, label_windows=label_windows, where=where,
+    )  # fmt: skip
+    options = validation.checked_lattice_options(
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation)
     )
     reduction = validation.reduction_of(reduction)
     utterances = validation.checked_utterances(sizes, utterances, None, check)

@@ -68,14 +68,17 @@ def rnnt_best_labels(
     """
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
+        label_begins=label_begins, label_windows=label_windows, where=where,
+    )  # fmt: skip
     return _best_labels(
         logits,
         *_checked(
             sizes,
-            (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-            (blank_id, normalization),
-            (topology, final_blank, delay_penalty),
-            implementation,
+            utterances,
+            ArcsOptions(blank_id, normalization, implementation=implementation),
+            LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
             check,
         ),
     )
@@ -117,15 +120,18 @@ def rnnt_best_labels_simple(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_simple`.
     """
     am, lm, sizes = validation_factored.factored_scores(am, lm)
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
+        label_begins=label_begins, label_windows=label_windows, where=where,
+    )  # fmt: skip
     return _best_labels_simple(
         am,
         lm,
         *_checked(
             sizes,
-            (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-            (blank_id, normalization),
-            (topology, final_blank, delay_penalty),
-            implementation,
+            utterances,
+            ArcsOptions(blank_id, normalization, implementation=implementation),
+            LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
             check,
         ),
     )
@@ -133,20 +139,15 @@ def rnnt_best_labels_simple(
 
 def _checked(
     sizes: Sizes,
-    utterance_arguments: tuple[Any, ...],
-    arcs_arguments: tuple[Any, Any],
-    lattice_arguments: tuple[Any, Any, Any],
-    implementation: Any,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
     check: Any,
 ) -> tuple[Utterances, ArcsOptions, LatticeOptions]:
-    """All arguments beside the scores; as `validation` takes them."""
-    blank_id, normalization = arcs_arguments
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, None, implementation)
-    lattice_options = validation.lattice_options(*lattice_arguments, 0.0, implementation)
-    without_labels = replace(sizes, V=None)
-    utterances = validation.utterances_of(without_labels, None, *utterance_arguments)
-    utterances = validation.checked_utterances(without_labels, utterances, None, check)
+    """All arguments beside the scores."""
+    arcs_options = validation.checked_arcs_options(sizes.num_classes, arcs_options)
+    lattice_options = validation.checked_lattice_options(lattice_options)
+    utterances = validation.checked_utterances(replace(sizes, V=None), utterances, None, check)
     return utterances, arcs_options, lattice_options
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from . import validation, validation_packed, validation_pruning
+from .bounds import Utterances
 from .types import Array
 
 
@@ -37,18 +38,13 @@ def check_inputs(
     """
     logits = validation.scores_or_type("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    utterances = validation.utterances_of(
-        sizes,
-        labels,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
-    assert sizes.V is not None
-    validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.V))
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances = validation.utterances_of(sizes, utterances)
+    validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.num_classes))
 
 
 def check_inputs_packed(
@@ -73,10 +69,12 @@ def check_inputs_packed(
     """
     logits = validation.scores_or_type("logits", logits)
     sizes = validation_packed.packed_sizes(logits.shape, labels)
-    assert sizes.V is not None
-    blank_id = validation.blank_class(blank_id, sizes.V)
-    arguments = (labels, logit_lengths, label_lengths, where, label_windows)
-    validation_packed.check_values(sizes, arguments, blank_id)
+    blank_id = validation.blank_class(blank_id, sizes.num_classes)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        label_windows=label_windows, where=where,
+    )  # fmt: skip
+    validation_packed.check_values(sizes, utterances, blank_id)
 
 
 def check_inputs_pruned(
@@ -105,16 +103,11 @@ def check_inputs_pruned(
     """
     logits = validation.scores_or_type("logits", logits)
     sizes, ranges = validation_pruning.band_sizes(logits.shape, labels, ranges)
-    utterances = validation.utterances_of(
-        sizes,
-        labels,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
-    assert sizes.V is not None
-    validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.V))
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances = validation.utterances_of(sizes, utterances)
+    validation.check_values(sizes, utterances, validation.blank_class(blank_id, sizes.num_classes))
     validation_pruning.check_ranges(sizes, utterances, ranges)

@@ -11,7 +11,7 @@ from jax import lax
 
 from . import validation, validation_decoding
 from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
-from .bounds import Sizes, labels_and_bounds
+from .bounds import Sizes, Utterances, labels_and_bounds
 from .types import Array
 
 PredictorStep = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
@@ -82,7 +82,7 @@ def greedy_decode(
     encoder = validation_decoding.encoder_rows(encoder_out)
     *batch, T, D = encoder.shape
     sizes = Sizes(tuple(batch), T, 0)
-    utterances = validation.utterances_of(sizes, None, logit_lengths, None, None, None, None)
+    utterances = Utterances(logit_lengths=logit_lengths)
     utterances = validation.checked_utterances(sizes, utterances, None, check)
     bound = validation.whole_number("max_labels_per_frame", max_labels_per_frame, minimum=1)
     if max_labels is None:

@@ -131,11 +131,16 @@ def rnnt_loss_simple(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
     """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     return checked_loss(
         (am, lm),
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (blank_id, normalization, None, implementation),
-        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         None,
         reduction,
         return_posteriors,
@@ -253,11 +258,16 @@ def rnnt_loss_smoothed(
         normalization and for scales out of range.
     """
     smoothing = validation_factored.smoothing(lm_only_scale, am_only_scale, normalization)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     return checked_loss(
         (am, lm),
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (blank_id, normalization, None, implementation),
-        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         smoothing,
         reduction,
         return_posteriors,
@@ -277,17 +287,17 @@ class _Options:
 
 def checked_loss(
     scores: tuple[Any, Any],
-    utterance_arguments: tuple[Any, ...],
-    arcs_arguments: tuple[Any, ...],
-    lattice_arguments: tuple[Any, ...],
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
     smoothing: Smoothing | None,
     reduction: Any,
     return_posteriors: Any,
     check: Any,
 ) -> Any:
-    """The loss, after all checks; arguments as `validation` takes them."""
+    """The loss, after all checks."""
     am, lm, utterances, arcs_options, lattice_options = checked_halves(
-        scores, utterance_arguments, arcs_arguments, lattice_arguments, check
+        scores, utterances, arcs_options, lattice_options, check
     )
     return_posteriors = validation.static_bool("return_posteriors", return_posteriors)
     options = _Options(arcs_options, lattice_options, smoothing, return_posteriors)
@@ -298,20 +308,15 @@ def checked_loss(
 
 def checked_halves(
     scores: tuple[Any, Any],
-    utterance_arguments: tuple[Any, ...],
-    arcs_arguments: tuple[Any, ...],
-    lattice_arguments: tuple[Any, ...],
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
     check: Any,
 ) -> tuple[jax.Array, jax.Array, Utterances, ArcsOptions, LatticeOptions]:
-    """All arguments of a function of `am` and `lm`, checked; as `validation` takes them."""
+    """All arguments of a function of `am` and `lm`, checked."""
     am, lm, sizes = validation_factored.factored_scores(*scores)
-    utterances = validation.utterances_of(sizes, *utterance_arguments)
-    blank_id, *rest = arcs_arguments
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
-    lattice_options = validation.lattice_options(*lattice_arguments)
-    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
-    return am, lm, utterances, arcs_options, lattice_options
+    checked = validation.checked_arguments(sizes, utterances, arcs_options, lattice_options, check)
+    return am, lm, *checked
 
 
 @partial(jax.jit, static_argnames=("options", "reduction"))

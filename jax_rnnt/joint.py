@@ -16,7 +16,7 @@ from ._native.jax_versions import (
     with_batch_sharding_of,
     with_whole_rows,
 )
-from .bounds import Sizes, labels_and_bounds
+from .bounds import Sizes, Utterances, labels_and_bounds
 from .joint_function import JointCallable, default_rows_per_tile, take_apart
 from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask, only_allowed
@@ -24,8 +24,10 @@ from .lattice import gradient_weights, lattice, lattice_score
 from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
 from .types import (
+    ArcsOptions,
     Array,
     Implementation,
+    LatticeOptions,
     Normalization,
     Reduction,
     Topology,
@@ -114,20 +116,17 @@ def rnnt_loss_joint(
     logits, closed_over = validation_joint.traced_logits(joint_fn, (2,), "(n, V)", params, *rows)
     joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
     sizes = Sizes(sizes.batch, sizes.T, sizes.U, logits.shape[-1])
-    utterances = validation.utterances_of(
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
         sizes,
-        labels,
-        logit_lengths,
-        label_lengths,
-        logit_begins,
-        label_begins,
-        where,
-        label_windows,
-    )
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, clamp, implementation)
-    lattice_options = validation.lattice_options(
-        topology, final_blank, delay_penalty, fastemit_lambda, implementation
+        utterances,
+        ArcsOptions(blank_id, normalization, clamp, implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        check,
     )
     reduction = validation.reduction_of(reduction)
     if rows_per_tile is None:
@@ -136,7 +135,6 @@ def rnnt_loss_joint(
             logits, encoder, predictor, most=most if isinstance(most, int) else None
         )
     rows_per_tile = validation.whole_number("rows_per_tile", rows_per_tile, minimum=1)
-    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
 
     encoder, predictor = with_whole_rows(len(sizes.batch), encoder, predictor)
     targets, bounds = labels_and_bounds(encoder, sizes, utterances, arcs_options.blank_id)

@@ -111,11 +111,16 @@ def rnnt_loss(
         or label is out of range, or a label is blank.
       NotImplementedError: on compilation, `implementation="native"` for a platform without kernels.
     """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     checked = checked_logits(
         logits,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (blank_id, normalization, clamp, implementation),
-        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, clamp, implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         check,
     )
     return _rnnt_loss(*checked, validation.reduction_of(reduction))
@@ -123,21 +128,17 @@ def rnnt_loss(
 
 def checked_logits(
     logits: Any,
-    utterance_arguments: tuple[Any, ...],
-    arcs_arguments: tuple[Any, ...],
-    lattice_arguments: tuple[Any, ...],
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
     check: Any,
 ) -> tuple[jax.Array, Utterances, ArcsOptions, LatticeOptions]:
-    """All arguments of a function of logits, checked; as `validation` takes them."""
+    """All arguments of a function of logits, checked."""
     logits = validation.float_scores("logits", logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    utterances = validation.utterances_of(sizes, *utterance_arguments)
-    blank_id, *rest = arcs_arguments
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
-    lattice_options = validation.lattice_options(*lattice_arguments)
-    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
-    return logits, utterances, arcs_options, lattice_options
+    return logits, *validation.checked_arguments(
+        sizes, utterances, arcs_options, lattice_options, check
+    )
 
 
 @overload
@@ -226,10 +227,14 @@ def rnnt_loss_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss`.
     """
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
+        label_begins=label_begins, label_windows=label_windows, where=where,
+    )  # fmt: skip
     checked = checked_arcs(
         (blank_log_probs, label_log_probs),
-        (logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
-        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        utterances,
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         check,
     )
     reduction = validation.reduction_of(reduction)
@@ -240,16 +245,15 @@ def rnnt_loss_from_arcs(
 
 def checked_arcs(
     arcs: tuple[Any, Any],
-    utterance_arguments: tuple[Any, ...],
-    lattice_arguments: tuple[Any, ...],
+    utterances: Utterances,
+    options: LatticeOptions,
     check: Any,
 ) -> tuple[jax.Array, jax.Array, Utterances, LatticeOptions]:
-    """All arguments of a function of arcs, checked; as `validation` takes them."""
+    """All arguments of a function of arcs, checked."""
     blank = validation.float_scores("blank_log_probs", arcs[0])
     label = validation.like("label_log_probs", arcs[1], "blank_log_probs", blank)
     sizes = validation.sizes_of("blank_log_probs", blank.shape, 2)
-    utterances = validation.utterances_of(sizes, None, *utterance_arguments)
-    options = validation.lattice_options(*lattice_arguments)
+    options = validation.checked_lattice_options(options)
     utterances = validation.checked_utterances(sizes, utterances, None, check)
     return blank, label, utterances, options
 

@@ -83,11 +83,15 @@ def rnnt_loss_packed(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; with `check`, also for lengths
         that need more than N rows.
     """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        label_windows=label_windows, where=where,
+    )  # fmt: skip
     checked = checked_packed_logits(
         logits,
-        (labels, logit_lengths, label_lengths, where, label_windows),
-        (blank_id, normalization, clamp, implementation),
-        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, clamp, implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         check,
     )
     return _rnnt_loss_packed(*checked, validation.reduction_of(reduction))
@@ -95,20 +99,18 @@ def rnnt_loss_packed(
 
 def checked_packed_logits(
     logits: Any,
-    utterance_arguments: tuple[Any, ...],
-    arcs_arguments: tuple[Any, ...],
-    lattice_arguments: tuple[Any, ...],
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
     check: Any,
 ) -> tuple[jax.Array, Utterances, ArcsOptions, LatticeOptions]:
-    """All arguments of a function of packed logits, checked; as `validation` takes them."""
+    """All arguments of a function of packed logits, checked."""
     logits = validation.float_scores("logits", logits)
-    sizes = validation_packed.packed_sizes(logits.shape, utterance_arguments[0])
-    blank_id, *rest = arcs_arguments
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
-    lattice_options = validation.lattice_options(*lattice_arguments)
+    sizes = validation_packed.packed_sizes(logits.shape, utterances.labels)
+    arcs_options = validation.checked_arcs_options(sizes.num_classes, arcs_options)
+    lattice_options = validation.checked_lattice_options(lattice_options)
     utterances = validation_packed.checked_utterances(
-        sizes, utterance_arguments, arcs_options.blank_id, check
+        sizes, utterances, arcs_options.blank_id, check
     )
     return logits, utterances, arcs_options, lattice_options
 
@@ -196,11 +198,15 @@ def rnnt_loss_packed_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss_packed`.
     """
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     checked = checked_packed_arcs(
         (blank_log_probs, label_log_probs),
-        (logit_lengths, label_lengths, where, label_windows),
+        utterances,
         max_labels,
-        (topology, final_blank, delay_penalty, fastemit_lambda, implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         check,
     )
     reduction = validation.reduction_of(reduction)
@@ -211,19 +217,17 @@ def rnnt_loss_packed_from_arcs(
 
 def checked_packed_arcs(
     arcs: tuple[Any, Any],
-    utterance_arguments: tuple[Any, ...],
+    utterances: Utterances,
     max_labels: Any,
-    lattice_arguments: tuple[Any, ...],
+    options: LatticeOptions,
     check: Any,
 ) -> tuple[jax.Array, jax.Array, Utterances, int, LatticeOptions]:
-    """All arguments of a function of packed arcs, checked; as `validation` takes them."""
+    """All arguments of a function of packed arcs, checked."""
     blank = validation.float_scores("blank_log_probs", arcs[0])
     label = validation.like("label_log_probs", arcs[1], "blank_log_probs", blank)
-    sizes = validation_packed.packed_arc_sizes(blank.shape, max_labels, utterance_arguments[0])
-    options = validation.lattice_options(*lattice_arguments)
-    utterances = validation_packed.checked_utterances(
-        sizes, (None, *utterance_arguments), None, check
-    )
+    sizes = validation_packed.packed_arc_sizes(blank.shape, max_labels, utterances.logit_lengths)
+    options = validation.checked_lattice_options(options)
+    utterances = validation_packed.checked_utterances(sizes, utterances, None, check)
     return blank, label, utterances, sizes.U, options
 
 

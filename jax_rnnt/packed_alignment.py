@@ -65,11 +65,15 @@ def rnnt_align_packed(
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_packed`.
     """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        label_windows=label_windows, where=where,
+    )  # fmt: skip
     checked = checked_packed_logits(
         logits,
-        (labels, logit_lengths, label_lengths, where, label_windows),
-        (blank_id, normalization, None, implementation),
-        (topology, final_blank, delay_penalty, 0.0, implementation),
+        utterances,
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
         check,
     )
     return _align(*checked)
@@ -104,11 +108,15 @@ def rnnt_align_packed_from_arcs(
     Raises:
       TypeError, ValueError: as `rnnt_loss_packed_from_arcs`.
     """
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     checked = checked_packed_arcs(
         (blank_log_probs, label_log_probs),
-        (logit_lengths, label_lengths, where, label_windows),
+        utterances,
         max_labels,
-        (topology, final_blank, delay_penalty, 0.0, implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
         check,
     )
     return _align_from_arcs(*checked)
@@ -147,16 +155,17 @@ def rnnt_best_labels_packed(
     """
     logits = validation.float_scores("logits", logits)
     sizes = validation_packed.packed_logit_sizes(logits.shape, max_labels, logit_lengths)
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, normalization, None, implementation)
-    lattice_options = validation.lattice_options(
-        topology, final_blank, delay_penalty, 0.0, implementation
+    arcs_options = ArcsOptions(blank_id, normalization, implementation=implementation)
+    arcs_options = validation.checked_arcs_options(sizes.num_classes, arcs_options)
+    lattice_options = validation.checked_lattice_options(
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation)
     )
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     utterances = validation_packed.checked_utterances(
-        replace(sizes, V=None),
-        (None, logit_lengths, label_lengths, where, label_windows),
-        None,
-        check,
+        replace(sizes, V=None), utterances, None, check
     )
     return _best_labels(logits, utterances, sizes.U, arcs_options, lattice_options)
 
@@ -187,8 +196,8 @@ def expected_emission_frames_packed(
     sizes = validation_packed.packed_arc_sizes(
         label.shape, max_labels, logit_lengths, "posteriors.label"
     )
-    arguments = (None, logit_lengths, label_lengths, None)
-    utterances = validation_packed.checked_utterances(sizes, arguments, None, check)
+    utterances = Utterances(logit_lengths=logit_lengths, label_lengths=label_lengths)
+    utterances = validation_packed.checked_utterances(sizes, utterances, None, check)
     assert utterances.logit_lengths is not None and utterances.label_lengths is not None
     return _expected_frames(label, utterances.logit_lengths, utterances.label_lengths, sizes.U)
 

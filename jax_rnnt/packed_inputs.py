@@ -12,7 +12,7 @@ from jax import lax
 
 from . import validation, validation_packed
 from ._native.jax_versions import align_varying_axes, replicated
-from .bounds import clip_to_int32
+from .bounds import Utterances, clip_to_int32
 from .numerics import accumulator_dtype, axis_index
 from .packed_rows import Layout, layout_of, rows_of
 from .types import Array
@@ -73,9 +73,8 @@ def pack_joint_inputs(
     sizes, total = validation_packed.joint_input_sizes(
         encoder_out.shape, predictor_out.shape, total
     )
-    utterances = validation_packed.checked_utterances(
-        sizes, (None, logit_lengths, label_lengths, None), None, check, total
-    )
+    utterances = Utterances(logit_lengths=logit_lengths, label_lengths=label_lengths)
+    utterances = validation_packed.checked_utterances(sizes, utterances, None, check, total)
     assert utterances.logit_lengths is not None and utterances.label_lengths is not None
     return _pack(
         encoder_out, predictor_out, utterances.logit_lengths, utterances.label_lengths, total

@@ -14,7 +14,7 @@ from jax import lax
 
 from . import validation, validation_joint, validation_pruning
 from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
-from .bounds import Sizes
+from .bounds import Sizes, Utterances
 from .joint_function import (
     JointCallable,
     JointFunction,
@@ -115,12 +115,17 @@ def rnnt_loss_pruned_joint(
         joint_fn, ranges.shape, "(*batch, T, S, V)", params, *rows
     )
     joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     ranges, utterances, arcs_options, lattice_options, reduction = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
+        utterances,
         ranges,
-        (blank_id, normalization, clamp, implementation),
-        (topology, False, delay_penalty, fastemit_lambda, implementation),
+        ArcsOptions(blank_id, normalization, clamp, implementation),
+        LatticeOptions(topology, False, delay_penalty, fastemit_lambda, implementation),
         reduction,
         check,
     )

@@ -73,9 +73,10 @@ def get_rnnt_prune_ranges(
     blank, label, sizes = validation_pruning.posterior_planes(posteriors)
     topology = validation.one_of("topology", topology, Topology)
     s_range = validation_pruning.s_range_of(s_range, sizes.U, topology)
-    utterances = validation.utterances_of(
-        sizes, None, logit_lengths, label_lengths, logit_begins, label_begins, where
-    )
+    utterances = Utterances(
+        logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
+        label_begins=label_begins, where=where,
+    )  # fmt: skip
     utterances = validation.checked_utterances(sizes, utterances, None, check)
     if check and topology == "regular":
         validation_pruning.check_labels_fit(sizes, utterances, s_range)
@@ -155,12 +156,17 @@ def rnnt_loss_pruned(
         are not consecutive or not in [0, U].
     """
     logits = validation.float_scores("logits", logits)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
     band = checked_band(
         logits.shape,
-        (labels, logit_lengths, label_lengths, logit_begins, label_begins, where, label_windows),
+        utterances,
         ranges,
-        (blank_id, normalization, clamp, implementation),
-        (topology, False, delay_penalty, fastemit_lambda, implementation),
+        ArcsOptions(blank_id, normalization, clamp, implementation),
+        LatticeOptions(topology, False, delay_penalty, fastemit_lambda, implementation),
         reduction,
         check,
     )
@@ -169,22 +175,19 @@ def rnnt_loss_pruned(
 
 def checked_band(
     logits_shape: tuple[int, ...],
-    utterance_arguments: tuple[Any, ...],
+    utterances: Utterances,
     ranges: Any,
-    arcs_arguments: tuple[Any, ...],
-    lattice_arguments: tuple[Any, ...],
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
     reduction: Any,
     check: Any,
 ) -> tuple[Array, Utterances, ArcsOptions, LatticeOptions, Reduction]:
-    """All arguments of a pruned loss beside the scores, checked; as `validation` takes them."""
-    sizes, ranges = validation_pruning.band_sizes(logits_shape, utterance_arguments[0], ranges)
-    utterances = validation.utterances_of(sizes, *utterance_arguments)
-    blank_id, *rest = arcs_arguments
-    assert sizes.V is not None
-    arcs_options = validation.arcs_options(blank_id, sizes.V, *rest)
-    lattice_options = validation.lattice_options(*lattice_arguments)
+    """All arguments of a pruned loss beside the scores, checked."""
+    sizes, ranges = validation_pruning.band_sizes(logits_shape, utterances.labels, ranges)
     reduction = validation.reduction_of(reduction)
-    utterances = validation.checked_utterances(sizes, utterances, arcs_options.blank_id, check)
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        sizes, utterances, arcs_options, lattice_options, check
+    )
     ranges = validation_pruning.checked_ranges(sizes, utterances, ranges, check)
     return ranges, utterances, arcs_options, lattice_options, reduction
 

@@ -120,18 +120,9 @@ def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str
     return array
 
 
-def utterances_of(
-    sizes: Sizes,
-    labels: Any,
-    logit_lengths: Any,
-    label_lengths: Any,
-    logit_begins: Any,
-    label_begins: Any,
-    where: Any,
-    label_windows: Any = None,
-) -> Utterances:
+def utterances_of(sizes: Sizes, given: Utterances) -> Utterances:
     """Checks dtypes and shapes of all that describes the utterances."""
-    batch = sizes.batch
+    batch, where = sizes.batch, given.where
     if where is not None:
         where = as_array("where", where)
         if where.dtype != jnp.bool_:
@@ -141,16 +132,18 @@ def utterances_of(
             )
         if tuple(where.shape) != tuple(batch):
             raise ValueError(f"where has shape {tuple(where.shape)}; expected (*batch,) = {batch}.")
+
+    def integers(name: str, core: tuple[int, ...] = (), letters: str = "(*batch,)") -> Array | None:
+        return integer_argument(name, getattr(given, name), (*batch, *core), letters)
+
     return Utterances(
-        None
-        if sizes.V is None
-        else integer_argument("labels", labels, (*batch, sizes.U), "(*batch, U)"),
-        integer_argument("logit_lengths", logit_lengths, batch, "(*batch,)"),
-        integer_argument("label_lengths", label_lengths, batch, "(*batch,)"),
-        integer_argument("logit_begins", logit_begins, batch, "(*batch,)"),
-        integer_argument("label_begins", label_begins, batch, "(*batch,)"),
-        where,
-        integer_argument("label_windows", label_windows, (*batch, sizes.U, 2), "(*batch, U, 2)"),
+        labels=None if sizes.V is None else integers("labels", (sizes.U,), "(*batch, U)"),
+        logit_lengths=integers("logit_lengths"),
+        label_lengths=integers("label_lengths"),
+        logit_begins=integers("logit_begins"),
+        label_begins=integers("label_begins"),
+        where=where,
+        label_windows=integers("label_windows", (sizes.U, 2), "(*batch, U, 2)"),
     )
 
 
@@ -209,43 +202,45 @@ def optional_clamp(clamp: Any) -> float | None:
     return value if value > 0 else None
 
 
-def arcs_options(
-    blank_id: Any,
-    num_classes: int,
-    normalization: Any,
-    clamp: Any,
-    implementation: Any,
-) -> ArcsOptions:
+def checked_arcs_options(num_classes: int, given: ArcsOptions) -> ArcsOptions:
     """Checks the options of the step from scores to arcs."""
     return ArcsOptions(
-        blank_class(blank_id, num_classes),
-        one_of("normalization", normalization, Normalization),
-        optional_clamp(clamp),
-        one_of("implementation", implementation, Implementation),
+        blank_class(given.blank_id, num_classes),
+        one_of("normalization", given.normalization, Normalization),
+        optional_clamp(given.clamp),
+        one_of("implementation", given.implementation, Implementation),
     )
 
 
-def lattice_options(
-    topology: Any,
-    final_blank: Any,
-    delay_penalty: Any,
-    fastemit_lambda: Any,
-    implementation: Any,
-) -> LatticeOptions:
+def checked_lattice_options(given: LatticeOptions) -> LatticeOptions:
     """Checks the options of the recursion over arcs."""
-    one_of("topology", topology, Topology)
-    if static_bool("final_blank", final_blank) and topology != "modified":
+    one_of("topology", given.topology, Topology)
+    if static_bool("final_blank", given.final_blank) and given.topology != "modified":
         raise ValueError(
-            f"final_blank is True with topology {topology!r}; it goes with topology='modified' "
-            "only (a regular alignment always ends with blank)."
+            f"final_blank is True with topology {given.topology!r}; it goes with "
+            "topology='modified' only (a regular alignment always ends with blank)."
         )
     return LatticeOptions(
-        topology,
-        bool(final_blank),
-        finite_number("delay_penalty", delay_penalty),
-        finite_number("fastemit_lambda", fastemit_lambda, minimum=0.0),
-        one_of("implementation", implementation, Implementation),
+        given.topology,
+        bool(given.final_blank),
+        finite_number("delay_penalty", given.delay_penalty),
+        finite_number("fastemit_lambda", given.fastemit_lambda, minimum=0.0),
+        one_of("implementation", given.implementation, Implementation),
     )
+
+
+def checked_arguments(
+    sizes: Sizes,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+    check: Any,
+) -> tuple[Utterances, ArcsOptions, LatticeOptions]:
+    """All that most losses are given beside the scores."""
+    arcs_options = checked_arcs_options(sizes.num_classes, arcs_options)
+    lattice_options = checked_lattice_options(lattice_options)
+    utterances = checked_utterances(sizes, utterances, arcs_options.blank_id, check)
+    return utterances, arcs_options, lattice_options
 
 
 def check_function(name: str, value: Any, arguments: str) -> None:
@@ -303,12 +298,14 @@ def check_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> 
 
 
 def checked_utterances(
-    sizes: Sizes, utterances: Utterances, blank_id: int | None, check: Any
+    sizes: Sizes, given: Utterances, blank_id: int | None, check: Any
 ) -> Utterances:
-    """`utterances`, ready to be traced; with `check`, known bad values raise as `check_values`.
+    """Labels, lengths, begins, `where` and windows, ready to be traced.
 
-    Known are concrete values on addressable devices.
+    With `check`, bad values raise as in `check_values` if they are known: concrete, on addressable
+    devices.
     """
+    utterances = utterances_of(sizes, given)
     if static_bool("check", check):
         for good, name, value, expected in _checks(sizes, utterances, blank_id, is_known):
             raise_or_checkify(good, name, value, expected)

@@ -98,7 +98,7 @@ def joint_input_sizes(
 
 def checked_utterances(
     sizes: Sizes,
-    arguments: tuple[Any, ...],
+    given: Utterances,
     blank_id: int | None,
     check: Any,
     total: int | None = None,
@@ -109,17 +109,18 @@ def checked_utterances(
 
     There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
     """
-    utterances = _utterances_of(sizes, arguments)
-    utterances = checked_padded_utterances(sizes, utterances, blank_id, check)
+    _check_lengths_are_given(given)
+    utterances = checked_padded_utterances(sizes, given, blank_id, check)
     if check:
         name, num_rows = ("N", sizes.T) if total is None else ("total", total)
         _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
     return utterances
 
 
-def check_values(sizes: Sizes, arguments: tuple[Any, ...], blank_id: int) -> None:
+def check_values(sizes: Sizes, given: Utterances, blank_id: int) -> None:
     """As `validation.check_values`; also that there are rows for all utterances."""
-    utterances = _utterances_of(sizes, arguments)
+    _check_lengths_are_given(given)
+    utterances = utterances_of(sizes, given)
     check_padded_values(sizes, utterances, blank_id)
     frames, labels = utterances.logit_lengths, utterances.label_lengths
     assert frames is not None and labels is not None
@@ -135,14 +136,12 @@ def check_values(sizes: Sizes, arguments: tuple[Any, ...], blank_id: int) -> Non
     raise_or_checkify(fits, "logit_lengths", frames, expected)
 
 
-def _utterances_of(sizes: Sizes, arguments: tuple[Any, ...]) -> Utterances:
-    labels, logit_lengths, label_lengths, where, *windows = arguments
-    for name, lengths in (("logit_lengths", logit_lengths), ("label_lengths", label_lengths)):
-        if lengths is None:
+def _check_lengths_are_given(utterances: Utterances) -> None:
+    for name in ("logit_lengths", "label_lengths"):
+        if getattr(utterances, name) is None:
             raise TypeError(
                 f"{name} is None; expected integers of shape (B,): they say which rows are whose."
             )
-    return utterances_of(sizes, labels, logit_lengths, label_lengths, None, None, where, *windows)
 
 
 def _check_total(name: str, num_rows: int, logit_lengths: Any, label_lengths: Any) -> None:

@@ -176,7 +176,7 @@ def _dense_arcs(options: ArcsOptions) -> Arcs:
 
 
 def _arcs_options(termination_symbol: Any, classes: Any, normalization: Any) -> ArcsOptions:
-    return validation.arcs_options(termination_symbol, classes, normalization, None, "auto")
+    return validation.checked_arcs_options(classes, ArcsOptions(termination_symbol, normalization))
 
 
 def _rnnt_type(rnnt_type: Any) -> Topology:

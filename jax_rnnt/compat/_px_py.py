@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .. import validation
 from .._native.jax_versions import align_varying_axes, with_whole_rows
-from ..bounds import Sizes, clip_to_int32
+from ..bounds import Sizes, Utterances, clip_to_int32
 from ..types import Array, Posteriors
 
 PxPy: TypeAlias = tuple[jax.Array, jax.Array]
@@ -125,10 +125,7 @@ def lattice_of(pxs: Sequence[jax.Array], pys: Sequence[jax.Array], boundary: Any
     ends = columns(boundary, B)
     sizes = Sizes((B,), T, pxs[0].shape[1])
     # Before they are changed to those of the planes.
-    given = validation.utterances_of(
-        sizes, None, ends.t_end, ends.s_end, ends.t_begin, ends.s_begin, None
-    )
-    validation.checked_utterances(sizes, given, None, True)
+    validation.checked_utterances(sizes, Utterances(**ends.arguments()), None, True)
     labels = [jnp.swapaxes(jnp.pad(x, [(0, 0), (0, 1), (0, 0)]), 1, 2) for x in pxs]
     if pxs[0].shape[2] == T:
         return Lattice([jnp.swapaxes(x, 1, 2) for x in pys], labels, ends, None)
@@ -164,8 +161,7 @@ def all_arcs(
       symbols: `(*batch, S)`, or `(*batch, S+1)` where the last cell has a label arc, too. Those out
         of range, which may be in padding, count as the nearest.
     """
-    assert sizes.V is not None
-    labels = jnp.clip(jnp.asarray(clip_to_int32(symbols)), 0, sizes.V - 1)
+    labels = jnp.clip(jnp.asarray(clip_to_int32(symbols)), 0, sizes.num_classes - 1)
     extents = jnp.array([0, sizes.T, 0, labels.shape[-1]], jnp.int32)
     bounds = jnp.broadcast_to(extents, (*sizes.batch, 4))
     *whole, labels, bounds = with_whole_rows(len(sizes.batch), *scores, labels, bounds)

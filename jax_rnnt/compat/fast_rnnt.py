@@ -27,9 +27,10 @@ import numpy as np
 import jax_rnnt
 
 from .. import validation, validation_factored
+from ..bounds import Utterances
 from ..factored import checked_loss
 from ..pruning import do_rnnt_pruning
-from ..types import Array, Reduction, Smoothing, Topology
+from ..types import ArcsOptions, Array, LatticeOptions, Reduction, Smoothing, Topology
 from ._logprobs import (
     get_hat_logprobs_pruned,
     get_rnnt_logprobs,
@@ -195,9 +196,9 @@ def _additive_loss(
     ends = columns(boundary, sizes.batch[0])
     result = checked_loss(
         (am, lm),
-        (symbols, ends.t_end, ends.s_end, ends.t_begin, ends.s_begin, None),
-        (termination_symbol, "softmax", None, "auto"),
-        (rnnt_type, False, _positive(delay_penalty), 0.0, "auto"),
+        Utterances(labels=symbols, **ends.arguments()),
+        ArcsOptions(termination_symbol),
+        LatticeOptions(rnnt_type, delay_penalty=_positive(delay_penalty)),
         smoothing,
         reduction,
         return_grad,
