@@ -12,7 +12,7 @@ from jax import lax
 
 from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes, with_whole_rows
-from .bounds import Sizes, Utterances, labels_and_bounds, rows_inside
+from .bounds import Sizes, Utterances, labels_and_bounds, rows_inside, stack_alike
 from .factored_arcs import factored_best_arcs
 from .label_windows import label_mask, only_allowed
 from .lattice import best_path
@@ -214,9 +214,7 @@ def _best_arcs(
     classes = best_class(logits, options.blank_id)
     # The arcs of a frame whose label arcs have their own classes are those of a band.
     frames, _ = rows_inside(bounds, T, W)
-    begin, end = (bounds[..., i, None] for i in (2, 3))
-    zero = begin - begin  # mapped, on explicit meshes sharded, as the bounds
-    frame_bounds = jnp.stack([zero, zero + 1, begin, end], axis=-1)
+    frame_bounds = stack_alike(0, 1, bounds[..., 2, None], bounds[..., 3, None])
     frame_bounds = jnp.where(frames[..., None], frame_bounds, 0)
     blank, label, _ = band_arcs_fwd(options, logits, classes, frame_bounds)
     return classes, blank, jnp.where(classes == options.blank_id, -jnp.inf, label)

@@ -107,14 +107,19 @@ def labels_and_bounds(
         good = (labels >= 0) & (labels < sizes.V) & (labels != blank_id)
         valid &= jnp.all(good | ~used, axis=-1)
 
-    values = [logit_begins, logit_lengths, label_begins, label_lengths]
-    # All mapped if one is: on explicit meshes, stacked arrays have to be sharded alike.
-    zero = sum(x - x for x in values)
-    values = [x + zero for x in values]
-    bounds = jnp.where(valid[..., None], jnp.stack(values, axis=-1), -1)
+    bounds = stack_alike(logit_begins, logit_lengths, label_begins, label_lengths)
+    bounds = jnp.where(valid[..., None], bounds, -1)
     if utterances.where is not None:
         bounds = jnp.where(placed(utterances.where)[..., None], bounds, 0)
     return labels, bounds
+
+
+def stack_alike(*values: jax.Array | int) -> jax.Array:
+    """Integers, at least one of them an array, stacked along a new last axis."""
+    # On explicit meshes, stacked arrays have to be sharded alike, and under vmap all be mapped if
+    # one is, as the mapped axis may be sharded. Adding the same to all of them makes them so.
+    zero = sum(x - x for x in values)
+    return jnp.stack([jnp.asarray(x + zero) for x in values], axis=-1)
 
 
 def valid_bounds(bounds: jax.Array, T: int, num_labels: int) -> jax.Array:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._native.jax_versions import varying_zeros
 from .best_path import usable
 from .numerics import axis_index, shift_right
-from .packed_lattice import PackedFronts, over_batch, zeros_like
+from .packed_lattice import PackedFronts, over_batch
 
 
 def packed_best_path(
@@ -71,7 +72,7 @@ def _scores(fronts: PackedFronts) -> tuple[jax.Array, jax.Array]:
 
     start = jnp.where(fronts.u == 0, 0, fronts.dead_row.mantissa - jnp.inf)
     dead = fronts.dead_row.mantissa[:, 0] - jnp.inf
-    by_label = zeros_like(fronts.blank) > 0
+    by_label = varying_zeros(fronts.blank, jnp.bool_)
     carry = (start, dead, dead > 0, by_label)
     _, score, bad, by_label = lax.fori_loop(0, fronts.num_fronts, step, carry)
     score = jnp.where(bad, jnp.nan, score)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import extended
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, varying_zeros
 from .bounds import valid_bounds
 from .extended import Extended
 from .lattice_reference import advance, arcs_on_paths, retreat
@@ -179,7 +179,7 @@ class PackedFronts:
             ended = self.steps[:, 0] == n + 1
             return after, offset, jnp.where(ended, extended.log(at_end, offset), score), alphas
 
-        zeros = zeros_like(self.blank)
+        zeros = varying_zeros(self.blank)
         alphas = Extended(zeros, zeros.astype(jnp.int32)) if keep else None
         carry = (start, (zero, zero), zero - jnp.inf, alphas)
         _, _, score, alphas = lax.fori_loop(0, self.num_fronts, step, carry)
@@ -208,7 +208,7 @@ class PackedFronts:
                 blank = blank.at[front.label_ends].add(on_label)
             return beta, blank, _store(front.rows, label, on_label)
 
-        zeros = zeros_like(self.blank)
+        zeros = varying_zeros(self.blank)
         carry = (self.dead_row, zeros, zeros)
         _, blank, label = lax.fori_loop(0, self.num_fronts, step, carry)
         return blank[: self.N], label[: self.N]
@@ -216,8 +216,3 @@ class PackedFronts:
 
 def _store(rows: jax.Array, plane: jax.Array, values: jax.Array) -> jax.Array:
     return plane.at[rows].set(values)
-
-
-def zeros_like(x: jax.Array) -> jax.Array:
-    """Zeros that vary along the mesh axes that x does, which those of `jnp.zeros_like` need not."""
-    return jnp.where(x == 0, 0, 0).astype(x.dtype)

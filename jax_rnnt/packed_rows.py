@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._native.jax_versions import align_varying_axes, replicated
-from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
+from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds, stack_alike
 from .label_windows import row_label_mask
 from .numerics import axis_index
 
@@ -80,7 +80,7 @@ def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) 
         clip_to_int32(x) for x in (utterances.logit_lengths, utterances.label_lengths)
     )
     labels, bounds = labels_and_bounds(frames, sizes, utterances, blank_id)
-    # As in `labels_and_bounds`, for what is looked up by rows.
+    # As in `stack_alike`, for what is looked up by rows.
     zero = bounds[:, 0] - bounds[:, 0]
     frames, label_counts = frames + zero, label_counts + zero
     labels = None if labels is None else labels + zero[:, None]
@@ -96,7 +96,6 @@ def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) 
     else:
         row_labels = labels[utterance, jnp.clip(rows.labels, 0, U - 1)]
     one, labels_in_row = used.astype(jnp.int32), has_label.astype(jnp.int32)
-    zero = one - one  # mapped, on explicit meshes sharded, as the others
-    row_bounds = jnp.stack([zero, one, zero, labels_in_row], -1)
+    row_bounds = stack_alike(0, one, 0, labels_in_row)
     mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
     return PackedOperands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_joint, validation_pruning
-from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
+from ._native.jax_versions import align_varying_axes, replicated, varying_zeros, with_whole_rows
 from .bounds import Sizes, Utterances
 from .joint_function import (
     JointCallable,
@@ -245,7 +245,7 @@ def _arcs(
         return tuple(options.with_tile(plane, x, begin) for plane, x in pairs), None
 
     ranges = band.ranges()
-    planes = (_zeros_like(band.labels, options.dtype),) * 3
+    planes = (varying_zeros(band.labels, options.dtype),) * 3
     (blank, label, denominators), _ = lax.scan(one_tile, planes, options.tile_begins())
     return blank, only_allowed(label, band.mask), denominators
 
@@ -333,7 +333,7 @@ def _gradients(
 
     tile_shape = (*options.sizes.batch, options.frames_per_tile, ranges.shape[-1])
     index = lax.broadcasted_iota(jnp.int32, tile_shape, len(tile_shape) - 2)
-    zeros = jax.tree.map(_zeros_like, (variables, encoder, wide_predictor))
+    zeros = jax.tree.map(varying_zeros, (variables, encoder, wide_predictor))
     (d_variables, d_encoder, d_predictor), _ = lax.scan(
         one_tile, zeros, options.tile_begins(), reverse=True
     )
@@ -341,8 +341,3 @@ def _gradients(
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
-
-
-def _zeros_like(x: jax.Array, dtype: Any = None) -> jax.Array:
-    """Zeros that can be carried by a loop which makes them vary as `x` does in `shard_map`."""
-    return align_varying_axes(x, jnp.zeros_like(x, dtype))[1]

@@ -13,7 +13,7 @@ from . import validation, validation_pruning
 from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
 from ._native.row_ops import take_rows
 from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds
+from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds, stack_alike
 from .label_windows import band_label_mask, labels_at, only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .numerics import accumulator_dtype
@@ -299,9 +299,7 @@ def _frame_bounds(starts: jax.Array, bounds: jax.Array, S: int) -> jax.Array:
     first, last = label_begin - starts, label_end - starts  # last: a cell without label arc
     visited = (frame_begin <= t) & (t < frame_end) & (first < S) & (last >= 0)
     cells = (jnp.clip(x, 0, S) for x in (first, last))
-    zero = first - first  # mapped, on explicit meshes sharded, as the cells
-    frame_bounds = jnp.stack([zero, zero + 1, *cells], axis=-1)
-    return jnp.where(visited[..., None], frame_bounds, 0)
+    return jnp.where(visited[..., None], stack_alike(0, 1, *cells), 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

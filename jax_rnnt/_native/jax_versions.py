@@ -42,6 +42,11 @@ def align_varying_axes(*operands: Any) -> tuple[Any, ...]:
     )
 
 
+def varying_zeros(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Zeros for the carry of a loop that makes them vary as `x` does inside `shard_map`."""
+    return align_varying_axes(x, jax.numpy.zeros_like(x, dtype))[1]
+
+
 def explicit_sharding(x: Any) -> NamedSharding | None:
     """That of an array which is divided along explicit axes of a mesh."""
     sharding = getattr(jax.typeof(x), "sharding", None)
