@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import validation, validation_packed
+from . import validation, validation_packed, validation_pruning
 from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
 from .best_labels import best_class, with_alignment
 from .bounds import Sizes, Utterances, clip_to_int32
@@ -192,7 +192,8 @@ def expected_emission_frames_packed(
     Raises:
       TypeError, ValueError: an argument has the wrong type, dtype, shape or value.
     """
-    label = validation_packed.packed_label_posteriors(posteriors)
+    _, label = validation_pruning.posterior_pair(posteriors)
+    label = validation.float_scores("posteriors.label", label)
     sizes = validation_packed.packed_arc_sizes(
         label.shape, max_labels, logit_lengths, "posteriors.label"
     )

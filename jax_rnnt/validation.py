@@ -32,10 +32,12 @@ from .types import (
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any, expected: str = "an array") -> Array:
     """`value` as an array, with a clear error where it is none."""
     if isinstance(value, jax.Array | np.ndarray):
         return value
+    if value is None:
+        raise TypeError(f"{name} is None; expected {expected}.")
     try:
         array = np.asarray(value)
     except ValueError as error:  # a ragged list
@@ -97,25 +99,21 @@ def like(name: str, value: Any, reference_name: str, reference: jax.Array) -> ja
     return scores
 
 
-def integer_argument(name: str, value: Any, shape: tuple[int, ...], letters: str) -> Array | None:
-    """Labels, lengths or begins of the expected shape; None stays None."""
-    if value is None:
-        if name == "labels":
-            raise TypeError(f"labels is None; expected integers of shape {letters} = {shape}.")
-        return None
-    array = as_array(name, value)
+def integer_argument(
+    name: str, value: Any, shape: tuple[int, ...], letters: str, hint: str = ""
+) -> Array:
+    """Labels, lengths or begins of the expected shape; `hint` is for a wrong last dimension."""
+    array = as_array(name, value, f"integers of shape {letters} = {shape}")
     if not (jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(
             f"{name} has dtype {array.dtype}; expected an integer dtype. Convert with "
             f"{name}.astype(jnp.int32)."
         )
     if tuple(array.shape) != tuple(shape):
-        # Where U is that of the scores, and not, as of a band and of packed rows, of the labels.
-        differs = letters.endswith("U)") and array.shape[-1:] != tuple(shape[-1:])
-        positions = ", which have U+1 label positions" if differs else ""
+        hint = hint if array.shape[-1:] != tuple(shape[-1:]) else ""
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
-            f"shape of the scores{positions}."
+            f"shape of the scores{hint}."
         )
     return array
 
@@ -133,17 +131,24 @@ def utterances_of(sizes: Sizes, given: Utterances) -> Utterances:
         if tuple(where.shape) != tuple(batch):
             raise ValueError(f"where has shape {tuple(where.shape)}; expected (*batch,) = {batch}.")
 
-    def integers(name: str, core: tuple[int, ...] = (), letters: str = "(*batch,)") -> Array | None:
-        return integer_argument(name, getattr(given, name), (*batch, *core), letters)
+    labels = None
+    if sizes.V is not None:
+        # The last dimension is wrong only where U is not taken from the labels themselves.
+        hint = ", which have U+1 label positions"
+        labels = integer_argument("labels", given.labels, (*batch, sizes.U), "(*batch, U)", hint)
+
+    def optional(name: str, core: tuple[int, ...] = (), letters: str = "(*batch,)") -> Array | None:
+        value = getattr(given, name)
+        return None if value is None else integer_argument(name, value, (*batch, *core), letters)
 
     return Utterances(
-        labels=None if sizes.V is None else integers("labels", (sizes.U,), "(*batch, U)"),
-        logit_lengths=integers("logit_lengths"),
-        label_lengths=integers("label_lengths"),
-        logit_begins=integers("logit_begins"),
-        label_begins=integers("label_begins"),
+        labels=labels,
+        logit_lengths=optional("logit_lengths"),
+        label_lengths=optional("label_lengths"),
+        logit_begins=optional("logit_begins"),
+        label_begins=optional("label_begins"),
         where=where,
-        label_windows=integers("label_windows", (sizes.U, 2), "(*batch, U, 2)"),
+        label_windows=optional("label_windows", (sizes.U, 2), "(*batch, U, 2)"),
     )
 
 

@@ -14,7 +14,6 @@ from .packed_rows import layout_of
 from .types import Array
 from .validation import (
     as_array,
-    float_scores,
     is_known,
     raise_or_checkify,
     utterances_of,
@@ -32,9 +31,7 @@ _MOST_ROWS = 2**31 - 2
 def packed_sizes(shape: tuple[int, ...], labels: Any) -> Sizes:
     """Sizes of packed logits `(N, V)`, with N for T, and B and U from the labels."""
     _check_logits_shape(shape)
-    if labels is None:
-        raise TypeError("labels is None; expected integers of shape (B, U).")
-    labels = as_array("labels", labels)
+    labels = as_array("labels", labels, "integers of shape (B, U)")
     if labels.ndim != 2:
         raise ValueError(
             f"labels has shape {labels.shape}; expected (B, U): labels are padded, not packed."
@@ -62,16 +59,6 @@ def packed_arc_sizes(
         )
     _check_number_of_rows(name, shape)
     return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], max_labels)
-
-
-def packed_label_posteriors(posteriors: Any) -> jax.Array:
-    """The label plane of packed `Posteriors`."""
-    if not isinstance(posteriors, tuple | list) or len(posteriors) != 2:
-        raise TypeError(
-            f"posteriors is a {type(posteriors).__name__}; expected Posteriors(blank, label), as "
-            "rnnt_loss_packed_from_arcs returns with return_posteriors=True."
-        )
-    return float_scores("posteriors.label", posteriors[1])
 
 
 def joint_input_sizes(
@@ -188,9 +175,7 @@ def _cells(logit_lengths: Any, label_lengths: Any) -> np.ndarray:
 
 
 def _batch_of(name: str, lengths: Any) -> int:
-    if lengths is None:
-        raise TypeError(f"{name} is None; expected integers of shape (B,).")
-    array = as_array(name, lengths)
+    array = as_array(name, lengths, "integers of shape (B,)")
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,).")
     return _known_batch(name, array.shape[0])

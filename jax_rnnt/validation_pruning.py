@@ -21,15 +21,21 @@ from .validation import (
 )
 
 
-def posterior_planes(posteriors: Any) -> tuple[jax.Array, jax.Array, Sizes]:
-    """The two planes of `Posteriors`, and the sizes that they have."""
+def posterior_pair(posteriors: Any) -> tuple[Any, Any]:
+    """What may be the posteriors of blank and of label arcs."""
     if not isinstance(posteriors, tuple | list) or len(posteriors) != 2:
         raise TypeError(
             f"posteriors is a {type(posteriors).__name__}; expected Posteriors(blank, label), as "
             "the losses return with return_posteriors=True."
         )
-    blank = float_scores("posteriors.blank", posteriors[0])
-    label = float_scores("posteriors.label", posteriors[1])
+    return posteriors[0], posteriors[1]
+
+
+def posterior_planes(posteriors: Any) -> tuple[jax.Array, jax.Array, Sizes]:
+    """The two planes of `Posteriors`, and the sizes that they have."""
+    blank, label = posterior_pair(posteriors)
+    blank = float_scores("posteriors.blank", blank)
+    label = float_scores("posteriors.label", label)
     if label.shape != blank.shape:
         raise ValueError(
             f"posteriors.label has shape {label.shape}; expected {blank.shape}, the shape of "
@@ -59,12 +65,9 @@ def band_sizes(logits_shape: tuple[int, ...], labels: Any, ranges: Any) -> tuple
     *batch, T, S, V = logits_shape
     if any(isinstance(n, int) and n < 1 for n in (S, V)):
         raise ValueError(f"logits has shape {logits_shape}; expected {letters}, S >= 1 and V >= 1.")
+    ranges = as_array("ranges", ranges, "what get_rnnt_prune_ranges returns")
     ranges = integer_argument("ranges", ranges, logits_shape[:-1], "(*batch, T, S)")
-    if ranges is None:
-        raise TypeError("ranges is None; expected what get_rnnt_prune_ranges returns.")
-    if labels is None:
-        raise TypeError("labels is None; expected integers of shape (*batch, U).")
-    labels = as_array("labels", labels)
+    labels = as_array("labels", labels, "integers of shape (*batch, U)")
     if labels.ndim != len(batch) + 1:
         raise ValueError(
             f"labels has shape {labels.shape}; expected (*batch, U) with *batch = {tuple(batch)}, "
@@ -102,9 +105,7 @@ def pruned_operands(
     array = as_array("ranges", ranges)
     if array.ndim != am.ndim or array.shape[:-1] != am.shape[:-1]:
         raise ValueError(f"ranges has shape {array.shape} and {am_name} {am.shape}; {expected}.")
-    checked = integer_argument("ranges", array, array.shape, "(*batch, T, S)")
-    assert checked is not None
-    return am, lm, checked
+    return am, lm, integer_argument("ranges", array, array.shape, "(*batch, T, S)")
 
 
 def check_positions(name: str, shape: tuple[int, ...], num_labels: int) -> None:

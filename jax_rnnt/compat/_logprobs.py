@@ -160,8 +160,6 @@ def _px_py_of(
     boundary: Any,
 ) -> PxPy:
     checked = validation.integer_argument("symbols", symbols, (*sizes.batch, sizes.U), "(B, S)")
-    if checked is None:
-        raise TypeError("symbols is None; expected integers of shape (B, S).")
     options = _arcs_options(termination_symbol, sizes.V, "softmax")
     planes = all_arcs(arcs(options), scores, sizes, checked)
     return px_py(*planes, _rnnt_type(rnnt_type), columns(boundary, sizes.batch[0]).t_end)

@@ -41,9 +41,9 @@ class Boundary(NamedTuple):
 
 def columns(boundary: Any, batch: int) -> Boundary:
     """`boundary` `(B, 4)`, rows `[s_begin, t_begin, s_end, t_end]`, checked."""
-    array = validation.integer_argument("boundary", boundary, (batch, 4), "(B, 4)")
-    if array is None:
+    if boundary is None:
         return Boundary(None, None, None, None)
+    array = validation.integer_argument("boundary", boundary, (batch, 4), "(B, 4)")
     array = clip_to_int32(array)
     return Boundary(*(array[:, i] for i in range(4)))
 
