@@ -20,7 +20,7 @@ from .bounds import Utterances
 from .label_windows import only_allowed
 from .lattice import gradient_weights, packed_lattice, packed_lattice_score
 from .numerics import accumulator_dtype
-from .packed_rows import packed_operands
+from .packed_rows import LatticeOperands, RowOperands, packed_operands
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -242,9 +242,9 @@ def _rnnt_loss_packed(
     sizes = validation_packed.packed_sizes(logits.shape, utterances.labels)
     if sizes.batch[0] == 0:
         return reduce_losses(jnp.zeros(0, accumulator_dtype(logits.dtype)), reduction, None)
-    ints = packed_operands(utterances, sizes, arcs_options.blank_id)
-    rows = with_whole_rows(1, logits, *ints[:3])
-    operands = align_varying_axes(*rows, *ints[3:])
+    rows, lattice = packed_operands(utterances, sizes, arcs_options.blank_id)
+    logits, *whole_rows = with_whole_rows(1, logits, *rows)
+    operands = align_varying_axes(logits, RowOperands(*whole_rows), lattice)
     loss: Any = _packed_loss(arcs_options, lattice_options, sizes.U, *operands)
     return reduce_losses(loss, reduction, utterances.where)
 
@@ -255,29 +255,21 @@ def _packed_loss(
     lattice_options: LatticeOptions,
     num_labels: int,
     logits: jax.Array,
-    row_labels: jax.Array,
-    row_bounds: jax.Array,
-    row_utterances: jax.Array,
-    offsets: jax.Array,
-    bounds: jax.Array,
-    mask: jax.Array | None,
+    rows: RowOperands,
+    lattice: LatticeOperands,
 ) -> jax.Array:
-    del row_utterances
-    blank, label, _ = row_arcs(arcs_options, logits, row_labels, row_bounds)
-    label = only_allowed(label, mask)
-    return negative(
-        packed_lattice_score(lattice_options, num_labels, blank, label, offsets, bounds)
-    )
+    blank, label, _ = row_arcs(arcs_options, logits, rows.labels, rows.bounds)
+    label = only_allowed(label, lattice.mask)
+    operands = blank, label, lattice.offsets, lattice.bounds
+    return negative(packed_lattice_score(lattice_options, num_labels, *operands))
 
 
-def _packed_loss_fwd(arcs_options, lattice_options, num_labels, logits, *ints):
-    row_labels, row_bounds, row_utterances, offsets, bounds, mask = ints
-    blank, label, denominators = row_arcs(arcs_options, logits, row_labels, row_bounds)
-    label = only_allowed(label, mask)
-    log_likelihood, posteriors = packed_lattice(
-        lattice_options, num_labels, blank, label, offsets, bounds
-    )
-    residuals = logits, row_labels, row_utterances, denominators, posteriors
+def _packed_loss_fwd(arcs_options, lattice_options, num_labels, logits, rows, lattice):
+    blank, label, denominators = row_arcs(arcs_options, logits, rows.labels, rows.bounds)
+    label = only_allowed(label, lattice.mask)
+    operands = blank, label, lattice.offsets, lattice.bounds
+    log_likelihood, posteriors = packed_lattice(lattice_options, num_labels, *operands)
+    residuals = logits, rows.labels, rows.utterances, denominators, posteriors
     return negative(log_likelihood), residuals
 
 
@@ -291,7 +283,7 @@ def _packed_loss_bwd(arcs_options, lattice_options, num_labels, residuals, cotan
     x, denominators, blank, label = (jnp.expand_dims(x, (1, 2)) for x in cells)
     operands = align_varying_axes(x, row_labels, denominators, blank, label, cotangents)
     gradient = arcs_bwd(arcs_options, *operands).reshape(logits.shape)
-    return gradient, *[None] * 6
+    return gradient, None, None
 
 
 _packed_loss.defvjp(_packed_loss_fwd, _packed_loss_bwd)
@@ -322,9 +314,10 @@ def _rnnt_loss_packed_from_arcs(
         zeros = jnp.zeros(blank.shape, dtype)
         loss = reduce_losses(jnp.zeros(0, dtype), reduction, None)
         return loss, Posteriors(zeros, zeros) if return_posteriors else None
-    ints = packed_operands(utterances, sizes, None)
-    blank, label = (replicated(x).astype(dtype) for x in (blank, only_allowed(label, ints.mask)))
-    operands = align_varying_axes(blank, label, ints.row_utterances, ints.offsets, ints.bounds)
+    rows, lattice = packed_operands(utterances, sizes, None)
+    label = only_allowed(label, lattice.mask)
+    blank, label = (replicated(x).astype(dtype) for x in (blank, label))
+    operands = align_varying_axes(blank, label, rows.utterances, lattice.offsets, lattice.bounds)
     result: Any = _packed_arcs_loss(options, max_labels, return_posteriors, *operands)
     loss, posteriors = result
     return reduce_losses(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)

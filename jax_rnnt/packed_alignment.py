@@ -214,12 +214,13 @@ def _align(
     sizes = validation_packed.packed_sizes(logits.shape, utterances.labels)
     if sizes.batch[0] == 0:
         return _nothing(logits, sizes.U)
-    ints = packed_operands(utterances, sizes, arcs_options.blank_id)
-    rows = with_whole_rows(1, logits, *ints[:2])
-    logits, row_labels, row_bounds, offsets, bounds, mask = align_varying_axes(*rows, *ints[3:])
-    blank, label, _ = row_arcs(arcs_options, logits, row_labels, row_bounds)
-    label = only_allowed(label, mask)
-    return packed_best_path(lattice_options, sizes.U, blank, label, offsets, bounds)
+    rows, lattice = packed_operands(utterances, sizes, arcs_options.blank_id)
+    whole_rows = with_whole_rows(1, logits, rows.labels, rows.bounds)
+    *arcs_operands, lattice = align_varying_axes(*whole_rows, lattice)
+    blank, label, _ = row_arcs(arcs_options, *arcs_operands)
+    label = only_allowed(label, lattice.mask)
+    operands = blank, label, lattice.offsets, lattice.bounds
+    return packed_best_path(lattice_options, sizes.U, *operands)
 
 
 @partial(jax.jit, static_argnames=("max_labels", "options"))
@@ -234,10 +235,11 @@ def _align_from_arcs(
     sizes = validation_packed.packed_arc_sizes(blank.shape, max_labels, utterances.logit_lengths)
     if sizes.batch[0] == 0:
         return _nothing(blank, max_labels)
-    ints = packed_operands(utterances, sizes, None)
+    _, lattice = packed_operands(utterances, sizes, None)
     dtype = accumulator_dtype(blank.dtype)
-    blank, label = (replicated(x).astype(dtype) for x in (blank, only_allowed(label, ints.mask)))
-    operands = align_varying_axes(blank, label, ints.offsets, ints.bounds)
+    label = only_allowed(label, lattice.mask)
+    blank, label = (replicated(x).astype(dtype) for x in (blank, label))
+    operands = align_varying_axes(blank, label, lattice.offsets, lattice.bounds)
     return packed_best_path(options, max_labels, *operands)
 
 
@@ -257,17 +259,19 @@ def _best_labels(
         arcs = jnp.zeros(logits.shape[:1], accumulator_dtype(logits.dtype))
         alignment = _align_from_arcs(arcs, arcs, utterances, max_labels, lattice_options)
         return with_alignment(alignment.frames, alignment)
-    ints = packed_operands(utterances, Sizes((B,), N, max_labels), None)
-    rows = with_whole_rows(1, logits, ints.row_bounds)
-    logits, row_bounds, offsets, bounds, mask = align_varying_axes(*rows, *ints[3:])
+    rows, lattice = packed_operands(utterances, Sizes((B,), N, max_labels), None)
+    whole_rows = with_whole_rows(1, logits, rows.bounds)
+    logits, row_bounds, lattice = align_varying_axes(*whole_rows, lattice)
     classes = best_class(logits, arcs_options.blank_id)
     blank, label, _ = row_arcs(arcs_options, logits, classes[:, None], row_bounds)
     classes = replicated(classes)
-    label = only_allowed(jnp.where(classes == arcs_options.blank_id, -jnp.inf, label), mask)
-    alignment = packed_best_path(lattice_options, max_labels, blank, label, offsets, bounds)
-    widths = bounds[:, 3, None] + 1
-    rows = offsets[:, None] + alignment.frames * widths + axis_index(2, 1, max_labels)
-    return with_alignment(classes.at[rows].get(mode="clip"), alignment)
+    label = jnp.where(classes == arcs_options.blank_id, -jnp.inf, label)
+    label = only_allowed(label, lattice.mask)
+    operands = blank, label, lattice.offsets, lattice.bounds
+    alignment = packed_best_path(lattice_options, max_labels, *operands)
+    widths = lattice.bounds[:, 3, None] + 1
+    label_rows = lattice.offsets[:, None] + alignment.frames * widths + axis_index(2, 1, max_labels)
+    return with_alignment(classes.at[label_rows].get(mode="clip"), alignment)
 
 
 def _nothing(scores: jax.Array, num_labels: int) -> Alignment:

@@ -61,18 +61,25 @@ def rows_of(layout: Layout, num_rows: int) -> Rows:
     return Rows(utterances, lax.div(within, widths), lax.rem(within, widths))
 
 
-class PackedOperands(NamedTuple):
-    """The integer operands of the arcs, one utterance of one cell a row, and of the lattice."""
+class RowOperands(NamedTuple):
+    """The integer operands of the arcs, one utterance of one cell a row."""
 
-    row_labels: jax.Array  # (N, 1)
-    row_bounds: jax.Array  # (N, 4)
-    row_utterances: jax.Array  # (N,)
+    labels: jax.Array  # (N, 1)
+    bounds: jax.Array  # (N, 4)
+    utterances: jax.Array  # (N,)
+
+
+class LatticeOperands(NamedTuple):
+    """The integer operands of the lattice."""
+
     offsets: jax.Array  # (B,)
     bounds: jax.Array  # (B, 4)
     mask: jax.Array | None  # (N,) bool, of label arcs in their windows
 
 
-def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) -> PackedOperands:
+def packed_operands(
+    utterances: Utterances, sizes: Sizes, blank_id: int | None
+) -> tuple[RowOperands, LatticeOperands]:
     N, U = sizes.T, sizes.U
     assert utterances.logit_lengths is not None and utterances.label_lengths is not None
     utterances = jax.tree.map(lambda x: replicated(jnp.asarray(x)), utterances)
@@ -98,4 +105,5 @@ def packed_operands(utterances: Utterances, sizes: Sizes, blank_id: int | None) 
     one, labels_in_row = used.astype(jnp.int32), has_label.astype(jnp.int32)
     row_bounds = stack_alike(0, one, 0, labels_in_row)
     mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
-    return PackedOperands(row_labels[:, None], row_bounds, utterance, layout.offsets, bounds, mask)
+    row_operands = RowOperands(row_labels[:, None], row_bounds, utterance)
+    return row_operands, LatticeOperands(layout.offsets, bounds, mask)
