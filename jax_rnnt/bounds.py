@@ -101,8 +101,7 @@ def labels_and_bounds(
     labels = None
     if utterances.labels is not None and sizes.V is not None:
         labels = placed(clip_to_int32(utterances.labels))
-        shape = (*[1] * len(sizes.batch), sizes.U)
-        position = jax.lax.broadcasted_iota(jnp.int32, shape, len(sizes.batch))
+        position = axis_index(labels.ndim, -1, sizes.U)
         used = (label_begins[..., None] <= position) & (position < label_lengths[..., None])
         good = (labels >= 0) & (labels < sizes.V) & (labels != blank_id)
         valid &= jnp.all(good | ~used, axis=-1)

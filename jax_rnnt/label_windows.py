@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from . import validation
 from ._native.jax_versions import with_batch_sharding_of
 from .bounds import Sizes, Utterances, clip_to_int32
+from .numerics import axis_index
 from .types import Array
 
 _NO_LIMIT = 2**31 - 2  # frames: the largest end is an int32
@@ -117,6 +117,5 @@ def _begins_and_ends(
 
 def _inside(begins: jax.Array, ends: jax.Array, T: int) -> jax.Array:
     """Which frames, along the last axis but one, are in [begins, ends)."""
-    shape = (*[1] * (begins.ndim - 2), T, 1)
-    t = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 2)
+    t = axis_index(begins.ndim, -2, T)
     return (begins <= t) & (t < ends)

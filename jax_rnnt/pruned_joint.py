@@ -24,7 +24,7 @@ from .joint_function import (
 )
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
-from .numerics import accumulator_dtype
+from .numerics import accumulator_dtype, axis_index
 from .per_shard import per_shard, tile_begins
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
 from .reduction import negative, reduce_losses
@@ -165,8 +165,7 @@ class _Band(NamedTuple):
 
     def ranges(self) -> jax.Array:
         """`(*batch, T, S)`, all in range."""
-        position = lax.broadcasted_iota(jnp.int32, self.labels.shape, self.labels.ndim - 1)
-        return self.starts[..., None] + position
+        return self.starts[..., None] + axis_index(self.labels.ndim, -1, self.labels.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -331,8 +330,7 @@ def _gradients(
         d_encoder = options.with_tile(d_encoder, encoder_tile, begin)
         return (d_variables, d_encoder, d_predictor + more_predictor), None
 
-    tile_shape = (*options.sizes.batch, options.frames_per_tile, ranges.shape[-1])
-    index = lax.broadcasted_iota(jnp.int32, tile_shape, len(tile_shape) - 2)
+    index = axis_index(ranges.ndim, -2, options.frames_per_tile)
     zeros = jax.tree.map(varying_zeros, (variables, encoder, wide_predictor))
     (d_variables, d_encoder, d_predictor), _ = lax.scan(
         one_tile, zeros, options.tile_begins(), reverse=True

@@ -16,7 +16,7 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds, stack_alike
 from .label_windows import band_label_mask, labels_at, only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
-from .numerics import accumulator_dtype
+from .numerics import accumulator_dtype, axis_index
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -208,10 +208,10 @@ def _prune_ranges(
     entering = jnp.pad(label, [(0, 0)] * (len(batch) + 1) + [(1, 0)])[..., : W - S + 1]
     kept = _window_sums(blank, S) - entering
     lowest = jnp.minimum(label_begin, W - S)
-    kept = jnp.where(_index(kept.shape, -1) >= lowest[..., None], kept, -jnp.inf)
+    kept = jnp.where(axis_index(kept.ndim, -1, W - S + 1) >= lowest[..., None], kept, -jnp.inf)
     best = lax.argmax(kept, kept.ndim - 1, jnp.int32)
 
-    t = _index(best.shape, -1)
+    t = axis_index(best.ndim, -1, T)
     last = jnp.maximum(label_end - (S - 1), lowest)
     start = jnp.where(t < frame_end - 1, best, last)
     # Windows never go back, and no further than a path can: each may have to start earlier for the
@@ -221,7 +221,7 @@ def _prune_ranges(
     slack = lax.cummin(step * t - start, axis=len(batch), reverse=True)
     start = step * t - jnp.maximum(slack, step * frame_begin - lowest)
     start = jnp.clip(jnp.where(t < frame_begin, lowest, start), 0, W - S)
-    return start[..., None] + _index((*start.shape, S), -1)
+    return start[..., None] + axis_index(start.ndim + 1, -1, S)
 
 
 def _window_sums(x: jax.Array, width: int) -> jax.Array:
@@ -271,7 +271,7 @@ def band_operands(
     starts = jnp.asarray(clip_to_int32(ranges[..., 0]))
     starts = with_batch_sharding_of(scores, len(sizes.batch), starts)
     starts, bounds = _checked_starts(starts, bounds, sizes.U + 1 - ranges.shape[-1])
-    position = starts[..., None] + _index(ranges.shape, -1)
+    position = starts[..., None] + axis_index(ranges.ndim, -1, ranges.shape[-1])
     frame_bounds = _frame_bounds(starts, bounds, ranges.shape[-1])
     mask = band_label_mask(scores, sizes, utterances, position)
     return labels_at(labels, position), frame_bounds, starts, bounds, mask
@@ -281,7 +281,7 @@ def _checked_starts(
     starts: jax.Array, bounds: jax.Array, highest: int
 ) -> tuple[jax.Array, jax.Array]:
     """Starts in range, and bounds -1 where a frame of the utterance had one that was not."""
-    t = _index(starts.shape, -1)
+    t = axis_index(starts.ndim, -1, starts.shape[-1])
     used = (bounds[..., 0, None] <= t) & (t < bounds[..., 1, None])
     bad = jnp.any(used & ((starts < 0) | (starts > highest)), axis=-1)
     return jnp.clip(starts, 0, highest), jnp.where(bad[..., None], -1, bounds)
@@ -295,7 +295,7 @@ def _frame_bounds(starts: jax.Array, bounds: jax.Array, S: int) -> jax.Array:
       label end have a label arc. Without frame where nothing is.
     """
     frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
-    t = _index(starts.shape, -1)
+    t = axis_index(starts.ndim, -1, starts.shape[-1])
     first, last = label_begin - starts, label_end - starts  # last: a cell without label arc
     visited = (frame_begin <= t) & (t < frame_end) & (first < S) & (last >= 0)
     cells = (jnp.clip(x, 0, S) for x in (first, last))
@@ -367,8 +367,3 @@ def band_arcs_bwd(
 def _one_frame(x: jax.Array, core_ndim: int) -> jax.Array:
     """Frames as batch dimensions of arrays of one frame each."""
     return jnp.expand_dims(x, x.ndim - core_ndim)
-
-
-def _index(shape: tuple[int, ...], axis: int) -> jax.Array:
-    """Indices along one axis."""
-    return lax.broadcasted_iota(jnp.int32, shape, axis % len(shape))
