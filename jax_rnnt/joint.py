@@ -18,7 +18,7 @@ from ._native.jax_versions import (
 )
 from .bounds import Sizes, Utterances, labels_and_bounds
 from .joint_function import JointCallable, default_rows_per_tile, take_apart
-from .joint_tiles import JointConstants, JointOptions, joint_arcs, joint_gradients
+from .joint_tiles import IntegerOperands, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .numerics import accumulator_dtype
@@ -34,7 +34,8 @@ from .types import (
 )
 
 _FEWEST_TILES = 32
-"""Where more than one core shares them: a tile is computed as a whole, whatever boxes fill it."""
+"""Where several cores share a tile, a batch is cut into at least so many: the last one is computed
+whole even if few boxes fill it, and this bounds the waste."""
 
 
 def rnnt_loss_joint(
@@ -150,10 +151,10 @@ def rnnt_loss_joint(
         arcs_options,
         lattice_options,
     )
-    rest = JointConstants(targets, bounds, keys)
+    ints = IntegerOperands(targets, bounds, keys)
     mask = label_mask(encoder, sizes, utterances)
     variables, constants = jax.tree.map(replicated, (variables, constants))
-    operands = variables, constants, encoder, predictor, rest, mask
+    operands = variables, constants, encoder, predictor, ints, mask
     variables, constants, *others = align_varying_axes(*operands)
     loss: Any = _loss(options, variables, [*constants, *closed_over], *others)
     return reduce_losses(loss, reduction, utterances.where)
@@ -166,27 +167,27 @@ def _loss(
     constants: list[jax.Array],
     encoder: jax.Array,
     predictor: jax.Array,
-    rest: JointConstants,
+    ints: IntegerOperands,
     mask: jax.Array | None,
 ) -> jax.Array:
-    blank, label, _ = joint_arcs(options, variables, constants, encoder, predictor, rest)
+    blank, label, _ = joint_arcs(options, variables, constants, encoder, predictor, ints)
     label = only_allowed(label, mask)
-    return negative(lattice_score(options.lattice, blank, label, rest.bounds))
+    return negative(lattice_score(options.lattice, blank, label, ints.bounds))
 
 
-def _loss_fwd(options, variables, constants, encoder, predictor, rest, mask):
-    operands = variables, constants, encoder, predictor, rest
+def _loss_fwd(options, variables, constants, encoder, predictor, ints, mask):
+    operands = variables, constants, encoder, predictor, ints
     blank, label, denominators = joint_arcs(options, *operands)
     label = only_allowed(label, mask)
-    log_likelihood, posteriors = lattice(options.lattice, blank, label, rest.bounds)
+    log_likelihood, posteriors = lattice(options.lattice, blank, label, ints.bounds)
     return negative(log_likelihood), (operands, denominators, posteriors)
 
 
 def _loss_bwd(options, residuals, cotangents):
-    (variables, constants, encoder, predictor, rest), denominators, posteriors = residuals
+    (variables, constants, encoder, predictor, ints), denominators, posteriors = residuals
     weights = gradient_weights(options.lattice, posteriors)
     gradients = joint_gradients(
-        options, variables, constants, encoder, predictor, rest, denominators, weights, cotangents
+        options, variables, constants, encoder, predictor, ints, denominators, weights, cotangents
     )
     d_encoder, d_predictor, *d_variables = gradients
     return d_variables, None, d_encoder, d_predictor, None, None

@@ -22,8 +22,8 @@ _BOX = 16, 8
 """Frames and label positions of a box: few of its cells are outside of an utterance."""
 
 
-class JointConstants(NamedTuple):
-    """What a loss is not differentiated by."""
+class IntegerOperands(NamedTuple):
+    """Of the utterances; a loss is not differentiated by them."""
 
     labels: jax.Array  # (*batch, U)
     bounds: jax.Array  # (*batch, 4)
@@ -62,10 +62,10 @@ def joint_arcs(
     constants: list[jax.Array],
     encoder: jax.Array,
     predictor: jax.Array,
-    rest: JointConstants,
+    ints: IntegerOperands,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Blank arcs, label arcs and denominators, each `(*batch, T, U+1)`."""
-    operands, structure = jax.tree.flatten((encoder, predictor, rest))
+    operands, structure = jax.tree.flatten((encoder, predictor, ints))
 
     def function(*args: jax.Array) -> tuple[jax.Array, ...]:
         utterances, shared = args[: len(operands)], args[len(operands) :]
@@ -83,14 +83,14 @@ def joint_gradients(
     constants: list[jax.Array],
     encoder: jax.Array,
     predictor: jax.Array,
-    rest: JointConstants,
+    ints: IntegerOperands,
     denominators: jax.Array,
     weights: Posteriors,
     cotangents: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """Gradients by the encoder's and the predictor's output, then by each variable."""
     operands, structure = jax.tree.flatten(
-        (encoder, predictor, rest, denominators, weights, cotangents)
+        (encoder, predictor, ints, denominators, weights, cotangents)
     )
 
     def function(*args: jax.Array, num_groups: int = 1) -> tuple[jax.Array, ...]:
@@ -155,29 +155,29 @@ def _labels_of(labels: jax.Array, tile: Tile) -> jax.Array:
 
 
 def _arcs_of_tiles(
-    parts: _Parts, encoder: jax.Array, predictor: jax.Array, rest: JointConstants
+    parts: _Parts, encoder: jax.Array, predictor: jax.Array, ints: IntegerOperands
 ) -> tuple[jax.Array, ...]:
     options = parts.options
     grid = options.grid(encoder, predictor)
     if grid.num_boxes == 0:
         plane = jnp.zeros((*encoder.shape[:2], predictor.shape[1]), options.arcs_dtype)
         return plane, plane, plane
-    tiles = grid.tiles(grid.with_paths(rest.bounds, options.lattice.topology))
+    tiles = grid.tiles(grid.with_paths(ints.bounds, options.lattice.topology))
 
     def one_tile(index: jax.Array, planes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         tile = grid.tile(tiles, index)
-        bounds = grid.bounds(tile, rest.bounds)
+        bounds = grid.bounds(tile, ints.bounds)
         t, u = (axis_index(2, 1, size) for size in (grid.box_frames, grid.box_positions))
         in_frame = (bounds[:, 0, None] <= t) & (t < bounds[:, 1, None])
         in_position = (bounds[:, 2, None] <= u) & (u <= bounds[:, 3, None])
         logits = parts.logits(
             tile,
-            rest.keys,
+            ints.keys,
             parts.variables,
             _kept(encoder[tile.utterance[:, None], tile.frames], in_frame),
             _kept(predictor[tile.utterance[:, None], tile.positions], in_position),
         )
-        arcs = arcs_fwd(options.arcs, logits, _labels_of(rest.labels, tile), bounds)
+        arcs = arcs_fwd(options.arcs, logits, _labels_of(ints.labels, tile), bounds)
         return tuple(grid.store(x, tile, y) for x, y in zip(planes, arcs, strict=True))
 
     zeros = align_varying_axes(encoder, grid.zeros(options.arcs_dtype))[1]
@@ -190,7 +190,7 @@ def _gradients_of_tiles(
     num_groups: int,
     encoder: jax.Array,
     predictor: jax.Array,
-    rest: JointConstants,
+    ints: IntegerOperands,
     denominators: jax.Array,
     weights: Posteriors,
     cotangents: jax.Array,
@@ -216,7 +216,7 @@ def _gradients_of_tiles(
         def logits_of(variables: Any, encoder_rows: jax.Array, predictor_rows: jax.Array) -> Any:
             return parts.logits(
                 tile,
-                rest.keys,
+                ints.keys,
                 variables,
                 _kept(encoder_rows, jnp.any(active, axis=2)),
                 _kept(predictor_rows, jnp.any(active, axis=1)),
@@ -232,7 +232,7 @@ def _gradients_of_tiles(
             options.arcs,
             *align_varying_axes(
                 logits,
-                _labels_of(rest.labels, tile),
+                _labels_of(ints.labels, tile),
                 tile_denominators,
                 *tile_weights,
                 cotangents[tile.utterance],

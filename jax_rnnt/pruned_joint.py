@@ -135,8 +135,8 @@ def rnnt_loss_pruned_joint(
         rows_per_tile = default_rows_per_tile(logits, encoder, predictor)
         frames_per_tile = _frames_per_tile(logits.shape, rows_per_tile)
     else:
-        validation.whole_number("frames_per_tile", frames_per_tile, minimum=1)
-        frames_per_tile = min(frames_per_tile, sizes.T)
+        given = validation.whole_number("frames_per_tile", frames_per_tile, minimum=1)
+        frames_per_tile = min(given, sizes.T)
     options = _Options(
         joint,
         frames_per_tile,

@@ -25,7 +25,7 @@ HOW_TO_GET_CUDA = (
 
 _XLA_PLATFORM = {"cpu": "cpu", "cuda": "CUDA"}
 _MOST_CORES = 16
-"""That a tile is made larger for: memory stays small on hosts with many."""
+"""Tiles grow with the number of cores up to this many, to bound memory."""
 
 for _platform, _module in KERNELS.items():
     for _name, _handler in _module.registrations().items():
