@@ -219,8 +219,7 @@ def _align(
     *arcs_operands, lattice = align_varying_axes(*whole_rows, lattice)
     blank, label, _ = row_arcs(arcs_options, *arcs_operands)
     label = only_allowed(label, lattice.mask)
-    operands = blank, label, lattice.offsets, lattice.bounds
-    return packed_best_path(lattice_options, sizes.U, *operands)
+    return packed_best_path(lattice_options, sizes.U, blank, label, lattice.offsets, lattice.bounds)
 
 
 @partial(jax.jit, static_argnames=("max_labels", "options"))

@@ -241,7 +241,7 @@ def checked_arguments(
     lattice_options: LatticeOptions,
     check: Any,
 ) -> tuple[Utterances, ArcsOptions, LatticeOptions]:
-    """All that most losses are given beside the scores."""
+    """What most losses are given beside the scores, checked."""
     arcs_options = checked_arcs_options(sizes.num_classes, arcs_options)
     lattice_options = checked_lattice_options(lattice_options)
     utterances = checked_utterances(sizes, utterances, arcs_options.blank_id, check)

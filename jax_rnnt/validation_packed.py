@@ -9,21 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import validation
 from .bounds import Sizes, Utterances, clip_to_int32
 from .packed_rows import layout_of
 from .types import Array
-from .validation import (
-    as_array,
-    is_known,
-    raise_or_checkify,
-    utterances_of,
-)
-from .validation import (
-    check_values as check_padded_values,
-)
-from .validation import (
-    checked_utterances as checked_padded_utterances,
-)
+from .validation import as_array, is_known, raise_or_checkify
 
 _MOST_ROWS = 2**31 - 2
 
@@ -97,7 +87,7 @@ def checked_utterances(
     There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
     """
     _check_lengths_are_given(given)
-    utterances = checked_padded_utterances(sizes, given, blank_id, check)
+    utterances = validation.checked_utterances(sizes, given, blank_id, check)
     if check:
         name, num_rows = ("N", sizes.T) if total is None else ("total", total)
         _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
@@ -107,8 +97,8 @@ def checked_utterances(
 def check_values(sizes: Sizes, given: Utterances, blank_id: int) -> None:
     """As `validation.check_values`; also that there are rows for all utterances."""
     _check_lengths_are_given(given)
-    utterances = utterances_of(sizes, given)
-    check_padded_values(sizes, utterances, blank_id)
+    utterances = validation.utterances_of(sizes, given)
+    validation.check_values(sizes, utterances, blank_id)
     frames, labels = utterances.logit_lengths, utterances.label_lengths
     assert frames is not None and labels is not None
     if is_known(frames) and is_known(labels):
