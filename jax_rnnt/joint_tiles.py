@@ -66,10 +66,11 @@ def joint_arcs(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Blank arcs, label arcs and denominators, each `(*batch, T, U+1)`."""
     operands, structure = jax.tree.flatten((encoder, predictor, ints))
+    num_operands, num_variables = len(operands), len(variables)
 
     def function(*args: jax.Array) -> tuple[jax.Array, ...]:
-        utterances, shared = args[: len(operands)], args[len(operands) :]
-        parts = _Parts(options, shared[: len(variables)], shared[len(variables) :])
+        utterances, shared = args[:num_operands], args[num_operands:]
+        parts = _Parts(options, shared[:num_variables], shared[num_variables:])
         return _arcs_of_tiles(parts, *structure.unflatten(utterances))
 
     shared = (*variables, *constants)
@@ -92,15 +93,16 @@ def joint_gradients(
     operands, structure = jax.tree.flatten(
         (encoder, predictor, ints, denominators, weights, cotangents)
     )
+    num_operands, num_variables = len(operands), len(variables)
 
     def function(*args: jax.Array, num_groups: int = 1) -> tuple[jax.Array, ...]:
-        utterances, shared = args[: len(operands)], args[len(operands) :]
-        parts = _Parts(options, shared[: len(variables)], shared[len(variables) :])
+        utterances, shared = args[:num_operands], args[num_operands:]
+        parts = _Parts(options, shared[:num_variables], shared[num_variables:])
         return _gradients_of_tiles(parts, num_groups, *structure.unflatten(utterances))
 
-    shared, num_sums = (*variables, *constants), len(variables)
-    operands = align_varying_axes(*operands, *shared)[: len(operands)]
-    return per_shard(function, encoder.ndim - 2, *operands, shared=shared, num_sums=num_sums)
+    shared = (*variables, *constants)
+    operands = align_varying_axes(*operands, *shared)[:num_operands]
+    return per_shard(function, encoder.ndim - 2, *operands, shared=shared, num_sums=num_variables)
 
 
 class _Parts(NamedTuple):

@@ -98,7 +98,7 @@ def labels_at(values: jax.Array, position: jax.Array) -> jax.Array:
     """
     U, (*batch, T, S) = values.shape[-1], position.shape
     if U == 0:
-        return jnp.zeros(position.shape, values.dtype)
+        return jnp.zeros_like(position, values.dtype)
     flat = jnp.clip(position, 0, U - 1).reshape(*batch, T * S)
     taken = jnp.take_along_axis(values, flat, axis=-1, mode="promise_in_bounds")
     return taken.reshape(position.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import validation
 from .types import Array
@@ -33,10 +34,24 @@ def lengths_from_paddings(paddings: Array, *, check: bool = True) -> jax.Array:
     if array.ndim < 1:
         raise ValueError("paddings has shape (); expected (*batch, N), at least 1 dimension.")
     if validation.static_bool("check", check):
-        validation.check_paddings(array)
+        _check_known_paddings(array)
     mask = jnp.asarray(array)
     padded = mask != 0
     lengths = array.shape[-1] - jnp.sum(padded, axis=-1, dtype=jnp.int32)
     resumed = jnp.any(padded[..., :-1] & ~padded[..., 1:], axis=-1)
     bad = resumed | jnp.any(padded & (mask != 1), axis=-1)
     return jnp.where(bad, -1, lengths)
+
+
+def _check_known_paddings(paddings: Array) -> None:
+    """Raises ValueError if they are not zeros and then ones."""
+    if not validation.is_known(paddings):
+        return
+    values = np.asarray(jax.device_get(paddings))
+    good = (values == 0) | (values == 1)
+    expected = "1 where padded and 0 elsewhere"
+    validation.raise_or_checkify(good, "paddings", values, expected)
+    good = (values[..., :-1] == 0) | (values[..., 1:] != 0)
+    good = np.pad(good, [(0, 0)] * (good.ndim - 1) + [(1, 0)], constant_values=True)
+    expected = "1 as before it: padding is at the end"
+    validation.raise_or_checkify(good, "paddings", values, expected)

@@ -92,7 +92,8 @@ def packed_operands(
     frames, label_counts = frames + zero, label_counts + zero
     labels = None if labels is None else labels + zero[:, None]
     layout = layout_of(frames, label_counts, N)
-    bounds = jnp.where(layout.fits[:, None], bounds, -1)
+    excused = layout.fits if utterances.where is None else layout.fits | ~utterances.where
+    bounds = jnp.where(excused[:, None], bounds, -1)
     rows = rows_of(layout, N)
     utterance = rows.utterances
     inside = jnp.arange(N, dtype=jnp.int32) < layout.ends[utterance]

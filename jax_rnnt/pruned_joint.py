@@ -259,15 +259,16 @@ def _loss_bwd(options, residuals, cotangents):
     operands, structure = jax.tree.flatten(
         (encoder, predictor, band, denominators, weights, cotangents)
     )
+    num_operands, num_variables = len(operands), len(variables)
     shared = (*variables, *constants)
-    operands = align_varying_axes(*operands, *shared)[: len(operands)]
+    operands = align_varying_axes(*operands, *shared)[:num_operands]
 
     def one_group(utterances: Sequence[jax.Array], shared: Sequence[jax.Array]) -> _Gradients:
-        parts = shared[: len(variables)], shared[len(variables) :]
+        parts = shared[:num_variables], shared[num_variables:]
         return _gradients(options, *parts, *structure.unflatten(utterances))
 
     def function(*args: jax.Array, num_groups: int = 1) -> tuple[jax.Array, ...]:
-        utterances, shared = args[: len(operands)], args[len(operands) :]
+        utterances, shared = args[:num_operands], args[num_operands:]
         if num_groups == 1:
             rows, sums = one_group(utterances, shared)
             return *rows, *(x[None] for x in sums)
@@ -278,7 +279,7 @@ def _loss_bwd(options, residuals, cotangents):
 
     num_batch_dims = len(options.sizes.batch)
     d_encoder, d_predictor, *d_variables = per_shard(
-        function, num_batch_dims, *operands, shared=shared, num_sums=len(variables)
+        function, num_batch_dims, *operands, shared=shared, num_sums=num_variables
     )
     return d_variables, None, d_encoder, d_predictor, None
 

@@ -132,7 +132,8 @@ def rnnt_loss_pruned(
 ) -> jax.Array:
     """RNN-Transducer loss of the alignments that stay in a band (arXiv 2206.13236, section 3.1).
 
-    It takes O(T S) time and memory, and is never below `rnnt_loss`, which it is with S = U+1.
+    It takes O(T S) time and memory. But for rounding, it is never below `rnnt_loss`, which it is
+    with S = U+1.
 
     Args:
       logits: `(*batch, T, S, V)` float32, float64, bfloat16 or float16: output of the joint network

@@ -51,7 +51,9 @@ def as_array(name: str, value: Any, expected: str = "an array") -> Array:
 
 def float_scores(name: str, value: Any) -> jax.Array:
     """Scores as a JAX array of one of the four supported dtypes."""
-    return jnp.asarray(scores_or_type(name, value))
+    scores = scores_or_type(name, value)
+    # Where JAX looks for NaN, to convert what is an array would be an operation on its padding.
+    return scores if isinstance(scores, jax.Array) else jnp.asarray(scores)
 
 
 def scores_or_type(name: str, value: Any) -> Any:
@@ -113,7 +115,7 @@ def integer_argument(
         hint = hint if array.shape[-1:] != tuple(shape[-1:]) else ""
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
-            f"shape of the scores{hint}."
+            f"shape of the scores{hint or '.'}"
         )
     return array
 
@@ -134,7 +136,9 @@ def utterances_of(sizes: Sizes, given: Utterances) -> Utterances:
     labels = None
     if sizes.V is not None:
         # The last dimension is wrong only where U is not taken from the labels themselves.
-        hint = ", which have U+1 label positions"
+        hint = ", which have U+1 label positions."
+        if getattr(given.labels, "shape", ())[-1:] == (sizes.T - 1,):
+            hint += f" There are T = {sizes.T} frames: are am and lm, or two dimensions, swapped?"
         labels = integer_argument("labels", given.labels, (*batch, sizes.U), "(*batch, U)", hint)
 
     def optional(name: str, core: tuple[int, ...] = (), letters: str = "(*batch,)") -> Array | None:
@@ -155,7 +159,7 @@ def utterances_of(sizes: Sizes, given: Utterances) -> Utterances:
 def blank_class(blank_id: Any, num_classes: int) -> int:
     """`blank_id` in [0, V); negative values count from the end."""
     if isinstance(blank_id, bool) or not isinstance(blank_id, Integral):
-        raise TypeError(f"blank_id is {blank_id!r}; expected a Python integer.")
+        raise TypeError(f"blank_id is {blank_id!r}; expected a Python integer, which is static.")
     if not -num_classes <= int(blank_id) < num_classes:
         raise ValueError(
             f"blank_id is {blank_id}; expected {-num_classes} <= blank_id < {num_classes} for "
@@ -263,30 +267,13 @@ def check_function(name: str, value: Any, arguments: str) -> None:
 def static_bool(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} is {value!r}; expected True or False.")
+        raise TypeError(f"{name} is {value!r}; expected True or False, which is static.")
     return bool(value)
 
 
 def reduction_of(reduction: Any) -> Reduction:
     """Checks how the losses of the batch are combined."""
     return one_of("reduction", reduction, Reduction)
-
-
-def check_paddings(paddings: Array) -> None:
-    """Raises ValueError if known paddings are not zeros and then ones."""
-    if not is_known(paddings):
-        return
-    values = np.asarray(jax.device_get(paddings))
-    good = (values == 0) | (values == 1)
-    raise_or_checkify(good, "paddings", values, "1 where padded and 0 elsewhere")
-    good = (values[..., :-1] == 0) | (values[..., 1:] != 0)
-    expected = "1 as before it: padding is at the end"
-    raise_or_checkify(
-        np.pad(good, [(0, 0)] * (good.ndim - 1) + [(1, 0)], constant_values=True),
-        "paddings",
-        values,
-        expected,
-    )
 
 
 # What is wrong with one value, where, and what was expected: (good, name, values, expectation).

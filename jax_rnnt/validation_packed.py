@@ -89,8 +89,9 @@ def checked_utterances(
     _check_lengths_are_given(given)
     utterances = validation.checked_utterances(sizes, given, blank_id, check)
     if check:
-        name, num_rows = ("N", sizes.T) if total is None else ("total", total)
-        _check_total(name, num_rows, utterances.logit_lengths, utterances.label_lengths)
+        what = f"there are N = {sizes.T} packed rows" if total is None else f"total is {total}"
+        num_rows = sizes.T if total is None else total
+        _check_total(what, num_rows, utterances.logit_lengths, utterances.label_lengths)
     return utterances
 
 
@@ -102,7 +103,7 @@ def check_values(sizes: Sizes, given: Utterances, blank_id: int) -> None:
     frames, labels = utterances.logit_lengths, utterances.label_lengths
     assert frames is not None and labels is not None
     if is_known(frames) and is_known(labels):
-        _check_total("N", sizes.T, frames, labels)
+        _check_total(f"there are N = {sizes.T} packed rows", sizes.T, frames, labels)
         return
     frames, labels = (jnp.asarray(clip_to_int32(x)) for x in (frames, labels))
     fits = layout_of(frames, labels, sizes.T).fits
@@ -121,14 +122,14 @@ def _check_lengths_are_given(utterances: Utterances) -> None:
             )
 
 
-def _check_total(name: str, num_rows: int, logit_lengths: Any, label_lengths: Any) -> None:
+def _check_total(what: str, num_rows: int, logit_lengths: Any, label_lengths: Any) -> None:
     """Raises ValueError if the rows that known lengths need are more than there are."""
     if not (is_known(logit_lengths) and is_known(label_lengths) and isinstance(num_rows, int)):
         return
     needed = _cells(logit_lengths, label_lengths).sum()
     if needed > num_rows:
         raise ValueError(
-            f"{name} is {num_rows}; expected at least {int(needed)} rows, the sum of "
+            f"{what}; expected at least {int(needed)} rows, the sum of "
             "logit_lengths * (label_lengths + 1), which packed_size counts."
         )
 

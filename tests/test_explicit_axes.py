@@ -100,6 +100,13 @@ CASES = {
         JOINED,
         (P(None, "model"), *IN_HALVES),
     ),
+    "pruned joint without labels": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_pruned_joint(
+            joint, *x, LABELS[:, :0], jnp.zeros((B, T, 1), int), **k
+        ),
+        (JOINED[0], JOINED[1], (B, 1, D)),
+        (P(), P("data"), P("data")),
+    ),
 }
 
 

@@ -424,6 +424,11 @@ def test_constants_that_depend_on_the_number_of_rows() -> None:
         ({"joint_fn": None}, TypeError, r"joint_fn is None.*\(params, encoder_rows, predictor_r"),
         ({"joint_fn": jax_rnnt.LinearJoint}, TypeError, r"class LinearJoint.*LinearJoint\(\)"),
         ({"labels": np.ones((B, U + 1), int)}, ValueError, "labels .* have U.1 label positions"),
+        (
+            {"labels": np.ones((B, T - 1), int)},
+            ValueError,
+            "T = 19 frames: are am and lm, .*swapped",
+        ),
         ({"rng": 1}, TypeError, "rng is 1"),
         ({"rng": jax.random.split(jax.random.key(0))}, ValueError, r"rng has shape \(2,\)"),
         ({"labels": np.zeros((B, U), int)}, ValueError, "labels.*blank"),
@@ -444,6 +449,21 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
     }
     with pytest.raises(error, match=message):
         jax_rnnt.rnnt_loss_joint(**{**named, **change})
+
+
+def test_no_leaked_tracers() -> None:
+    """JAX keeps the functions of a loop for good, and with them what these close over."""
+    problem = random_problem(18, size=(2, 5, 3))
+    ranges = np.broadcast_to(np.arange(4), (2, 5, 4))
+
+    def losses(variables: Any, encoder: jax.Array) -> jax.Array:
+        params = {**variables, **constants()}
+        operands = joint, params, encoder, problem.predictor, problem.batch.labels
+        pruned = jax_rnnt.rnnt_loss_pruned_joint(*operands, ranges)
+        return jnp.sum(jax_rnnt.rnnt_loss_joint(*operands) + pruned)
+
+    with jax.checking_leaks():
+        jax.jit(jax.grad(losses, (0, 1)))(problem.variables, problem.encoder)
 
 
 @pytest.mark.parametrize("boxes_per_tile", [1, 3, 8, 100])

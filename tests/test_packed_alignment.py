@@ -223,7 +223,7 @@ def test_nothing_to_do(implementation: str, count: int) -> None:
 
 def test_errors() -> None:
     logits, t, u = np.zeros((6, 2)), np.array([2]), np.array([2])
-    with pytest.raises(ValueError, match="N is 5; expected at least 6 rows"):
+    with pytest.raises(ValueError, match="N = 5 packed rows; expected at least 6 rows"):
         jax_rnnt.rnnt_align_packed(logits[:5], np.ones((1, 2), int), t, u)
     with pytest.raises(ValueError, match=r"logits has shape \(6,\); expected \(N, V\)"):
         jax_rnnt.rnnt_best_labels_packed(logits[:, 0], t, u, max_labels=2)

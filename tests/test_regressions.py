@@ -13,7 +13,7 @@ import pytest
 from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 
-from jax_rnnt import check_inputs, rnnt_loss, rnnt_loss_from_arcs
+from jax_rnnt import check_inputs, rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_packed
 from jax_rnnt.arcs import arcs_fwd
 from jax_rnnt.types import ArcsOptions
 
@@ -200,3 +200,26 @@ def check_improbable_paths(implementation: str, first: float, second: float) -> 
 @pytest.mark.parametrize(("first", "second"), IMPROBABLE)
 def test_improbable_paths_compare(implementation: str, first: float, second: float) -> None:
     check_improbable_paths(implementation, first, second)
+
+
+def test_left_out_utterance_without_rows() -> None:
+    """`where` leaves out also what has not enough packed rows: a mean over the others is theirs."""
+    rows, labels = np.random.default_rng(0).normal(size=(10, 5)), np.ones((2, 2), int)
+    where, label_lengths = np.array([True, False]), np.array([2, 2])
+
+    @jax.jit  # where lengths are not known: 9 rows and 12 of 10
+    def mean(frames: jax.Array) -> jax.Array:
+        return rnnt_loss_packed(rows, labels, frames, label_lengths, where=where, reduction="mean")
+
+    wanted = rnnt_loss(rows[:9].reshape(1, 3, 3, 5), labels[:1])
+    np.testing.assert_allclose(mean(np.array([3, 4])), wanted[0], rtol=1e-12)
+
+
+def test_nan_in_padding_under_debug_nans() -> None:
+    """Outside of jit, too: no operation of JAX's touches padding."""
+    logits = np.random.default_rng(0).normal(size=(2, 4, 3, 5))
+    logits[1, 2:] = np.nan
+    operand, labels, frames = jnp.asarray(logits), np.ones((2, 2), int), np.array([4, 2])
+    with jax.debug_nans(True):
+        gradient = jax.grad(lambda x: rnnt_loss(x, labels, frames).sum())(operand)
+    assert np.isfinite(gradient).all() and not gradient[1, 2:].any()

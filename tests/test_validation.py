@@ -276,7 +276,7 @@ PRUNED: dict[str, Any] = {
     "label_lengths": np.array([2, 1]),
 }
 OTHER_CHECKS: list[Any] = [
-    (jax_rnnt.check_inputs_packed, PACKED, "logit_lengths", (1,), 2, "N = 9|N is 9"),
+    (jax_rnnt.check_inputs_packed, PACKED, "logit_lengths", (1,), 2, "N = 9"),
     (jax_rnnt.check_inputs_packed, PACKED, "labels", (1, 0), 3, "V = 3"),
     (jax_rnnt.check_inputs_pruned, PRUNED, "ranges", (0, 1, 0), 2, "U = 2"),
     (jax_rnnt.check_inputs_pruned, PRUNED, "ranges", (0, 2, 1), 1, "2 consecutive"),
