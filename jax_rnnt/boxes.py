@@ -152,31 +152,20 @@ class BoxGrid:
         rows, columns = self.rows * self.box_frames, self.columns * self.box_positions
         return stored.reshape(self.batch, rows, columns)[:, : self.T, : self.W]
 
-    def frame_sums(self, encoder: jax.Array) -> jax.Array:
-        """Zeros to sum rows of frames in, `(B * rows, box_frames, D)` for `(B, T, D)`."""
-        return jnp.zeros(
-            (self.batch * self.rows, self.box_frames, encoder.shape[-1]), encoder.dtype
-        )
-
     def add_to_frames(self, sums: jax.Array, tile: Tile, values: jax.Array) -> jax.Array:
-        """`frame_sums`, or what became of them, plus `(boxes, box_frames, D)` values."""
-        return _with_blocks(sums, tile.boxes // self.columns, values, most_of_a_block=self.columns)
-
-    def position_sums(self, predictor: jax.Array) -> jax.Array:
-        """Zeros to sum rows of positions in, `(B * columns, box_positions, D)` for `(B, W, D)`."""
-        shape = (self.batch * self.columns, self.box_positions, predictor.shape[-1])
-        return jnp.zeros(shape, predictor.dtype)
+        """`(B, T, D)` sums plus a tile's `(boxes, box_frames, D)` values, zero outside."""
+        block = tile.boxes // self.columns
+        first = tile.utterance, tile.first_frame
+        return _with_blocks(sums, block, *first, values, most_of_a_block=self.columns)
 
     def add_to_positions(self, sums: jax.Array, tile: Tile, values: jax.Array) -> jax.Array:
-        """`position_sums`, or what became of them, plus `(boxes, box_positions, D)` values."""
+        """`(B, W, D)` sums plus a tile's `(boxes, box_positions, D)` values, zero outside."""
         row, column = tile.boxes // self.columns, tile.boxes % self.columns
         block = row // self.rows * self.columns + column
+        operands = block, tile.utterance, tile.first_position, values
         order = jnp.argsort(block)
-        return _with_blocks(sums, block[order], values[order], most_of_a_block=self.rows)
-
-    def summed(self, sums: jax.Array, length: int) -> jax.Array:
-        """`(B, length, D)`, of the sums by frames (T) or by positions (U+1)."""
-        return sums.reshape(self.batch, -1, sums.shape[-1])[:, :length]
+        operands = (x[order] for x in operands)
+        return _with_blocks(sums, *operands, most_of_a_block=self.rows)
 
     def load(self, plane: jax.Array, tile: Tile) -> jax.Array:
         """A tile's part of a `(B, T, W)` plane, zero outside."""
@@ -193,20 +182,50 @@ class BoxGrid:
 
 
 def _with_blocks(
-    sums: jax.Array, block: jax.Array, values: jax.Array, most_of_a_block: int
+    sums: jax.Array,
+    block: jax.Array,
+    utterance: jax.Array,
+    first: jax.Array,
+    values: jax.Array,
+    most_of_a_block: int,
 ) -> jax.Array:
-    """`sums[block[i]] + values[i]` for all i. `block` is sorted; numbers too large are left out.
+    """`(B, length, D)` sums plus `(boxes, size, D)` values for an utterance's rows from `first` on.
 
-    The values of a block are summed before, so that it is written once: a scatter that meets a
-    block twice adds in any order on a GPU, and the last bits would change from run to run.
+    Boxes of the same block have the same rows, and are next to each other. They are summed before,
+    so that a row is written once: a scatter that meets it twice adds in any order on a GPU, and the
+    last bits would change from run to run. Boxes that are not used have a block beyond all others.
     """
+    batch, length, features = sums.shape
+    size = values.shape[1]
     distance = 1
     while distance < min(len(values), most_of_a_block):
         same = block[distance:] == block[:-distance]
         before = jnp.where(same[:, None, None], values[:-distance], 0)
         values = jnp.concatenate([values[:distance], values[distance:] + before])
         distance *= 2
-    last = jnp.append(block[1:] != block[:-1], True)
-    return sums.at[jnp.where(last, block, sums.shape[0])].add(
-        values, mode="drop", unique_indices=True
+    complete = jnp.append(block[1:] != block[:-1], True) & (block < -(-length // size) * batch)
+    row, overhang = utterance * length + first, jnp.maximum(first + size - length, 0)
+    flat = _with_windows(sums.reshape(-1, features), complete & (overhang == 0), row, values)
+    if length % size:
+        # The last rows of utterances by themselves: with those before them, to be a whole block.
+        index = axis_index(2, 1, size) - overhang[:, None]
+        moved = jnp.take_along_axis(values, jnp.maximum(index, 0)[..., None], axis=1)
+        moved = jnp.where(index[..., None] >= 0, moved, 0)
+        flat = _with_windows(flat, complete & (overhang > 0), row - overhang, moved)
+    return flat.reshape(sums.shape)
+
+
+def _with_windows(
+    sums: jax.Array, chosen: jax.Array, first: jax.Array, values: jax.Array
+) -> jax.Array:
+    """`sums[first[i] :] + values[i]` for the chosen i, whose windows do not overlap."""
+    return lax.scatter_add(
+        sums,
+        jnp.where(chosen, first, sums.shape[0])[:, None],
+        values,
+        lax.ScatterDimensionNumbers(
+            update_window_dims=(1, 2), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
+        ),
+        unique_indices=True,
+        mode="drop",
     )

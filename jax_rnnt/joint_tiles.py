@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._native.jax_versions import align_varying_axes
+from ._native.jax_versions import align_varying_axes, varying_zeros
 from .arcs import arcs_bwd, arcs_fwd
 from .boxes import BoxGrid, Tile
 from .joint_function import JointFunction, for_sums
@@ -203,8 +203,7 @@ def _gradients_of_tiles(
     sums = [align_varying_axes(encoder, x)[1] for x in sums]
     if grid.num_boxes == 0:
         return jnp.zeros_like(encoder), jnp.zeros_like(predictor), *sums
-    rows = grid.frame_sums(for_sums(encoder)), grid.position_sums(for_sums(predictor))
-    rows = [align_varying_axes(encoder, x)[1] for x in rows]
+    rows = [varying_zeros(for_sums(x)) for x in (encoder, predictor)]
     smallest = jnp.finfo(options.arcs_dtype).eps ** 2
     visited = grid.with_any((weights.blank > smallest) | (weights.label > smallest))
     tiles = grid.tiles(visited, num_groups)
@@ -249,11 +248,7 @@ def _gradients_of_tiles(
         return d_encoder, grid.add_to_positions(d_predictor, tile, of_positions), d_variables
 
     d_encoder, d_predictor, d_variables = lax.fori_loop(0, tiles.number, one_tile, (*rows, sums))
-    d_encoder, d_predictor = (
-        grid.summed(x, y.shape[1]).astype(y.dtype)
-        for x, y in ((d_encoder, encoder), (d_predictor, predictor))
-    )
-    return d_encoder, d_predictor, *d_variables
+    return d_encoder.astype(encoder.dtype), d_predictor.astype(predictor.dtype), *d_variables
 
 
 def _kept(rows: jax.Array, mask: jax.Array) -> jax.Array:
