@@ -27,6 +27,10 @@ RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.p
               test_row_sums.py) \
               -k "not xla"
 
+# XLA's compiler for CUDA. Apart from the other packages, where JAX would look for a GPU; with the
+# assembler that it calls.
+GPU_COMPILER := $(VENV)/gpu-compiler
+
 # For the GPU that is there; a list such as 80;90 for others.
 CUDA_ARCHITECTURES ?= native
 GPU_WORKERS ?= 12
@@ -35,8 +39,8 @@ GPU_SUITE_SECONDS ?= 480
 # The workers share the card: each takes memory as it needs it.
 GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
-.PHONY: setup test test-cpu test-emulated demo bench docs lint format clean \
-        build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
+.PHONY: setup test test-cpu test-emulated test-gpu-programs demo bench docs lint format clean \
+        gpu-compiler build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 
 $(VENV)/.installed: $(BUILD_INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_rnnt needs Python 3.11 or newer; set PYTHON=")'
@@ -47,7 +51,7 @@ $(VENV)/.installed: $(BUILD_INPUTS)
 
 setup: $(VENV)/.installed
 
-test: test-cpu test-emulated
+test: test-cpu test-emulated test-gpu-programs
 
 # Less compiling: what XLA makes need not be fast. Its emitters without MLIR take less time than the
 # others, where a jaxlib has both: an unknown flag ends the process.
@@ -62,7 +66,7 @@ test-cpu: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/test_values.py
 	XLA_FLAGS="$(QUICK_COMPILATION)" \
 	  $(BIN)/python -m pytest -n auto --dist worksteal --durations=25 tests \
-	  --ignore=tests/test_speed.py --ignore=tests/test_values.py
+	  --ignore=tests/test_speed.py --ignore=tests/test_values.py --ignore=tests/test_gpu_programs.py
 
 # The CUDA kernels, compiled for the CPU: on the test-suite, and on parts of it with sanitizers and
 # looking for races.
@@ -75,6 +79,21 @@ test-emulated: setup
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(SANITIZED_TESTS)
 	JAX_RNNT_EMULATION_KIND=races XLA_FLAGS="$(QUICK_COMPILATION)" \
 	  $(BIN)/python -m pytest -n auto --backend=cuda-emulated $(RACE_TESTS)
+
+gpu-compiler: $(GPU_COMPILER)/.installed
+
+$(GPU_COMPILER)/.installed: $(VENV)/.installed
+	rm -rf $(GPU_COMPILER)
+	version=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)") && \
+	  $(BIN)/python -m pip install --quiet --no-deps --target $(GPU_COMPILER) \
+	  "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version" \
+	  $(if $(CUDA_EXTRA),"nvidia-cuda-nvcc==13.0.*" "nvidia-nvvm==13.0.*")
+	touch $@
+
+# What XLA makes of the losses for a GPU that is not there.
+test-gpu-programs: gpu-compiler
+	JAX_PLATFORMS=cpu PYTHONPATH=$(GPU_COMPILER) \
+	  $(BIN)/python -m pytest -n auto --fail-on-skip tests/test_gpu_programs.py
 
 demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)

@@ -1,0 +1,270 @@
+"""What XLA makes of the losses for a GPU, with its compiler for CUDA and without a GPU.
+
+`make test-gpu-programs` gets the compiler. Whether XLA knows our kernels, what it adds to them, how
+much memory it plans, what it puts into CUDA graphs and what several cards tell each other is in the
+compiled program; only values and times need a card.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_rnnt
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from gpu_target import Program, compile_for_gpu, has_compiler, sharded
+
+pytestmark = [
+    pytest.mark.cpu_only("compiled without a GPU"),
+    pytest.mark.skipif(not has_compiler(), reason="NEEDS XLA'S COMPILER: make test-gpu-programs"),
+    pytest.mark.usefixtures("ordinary_jax"),
+]
+
+B, T, U, V, D, S = 8, 60, 20, 120, 64, 4
+EVERY_DTYPE = [jnp.float32, jnp.bfloat16, jnp.float16]
+
+
+def array(*shape: int, dtype: Any = jnp.int32, sharding: Any = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+LABELS = array(B, U)
+LENGTHS = array(B), array(B)
+
+
+def additive(loss: Any, **options: Any) -> Callable[..., jax.Array]:
+    return lambda am_lm, *rest: loss(*am_lm, *rest, **options).sum()
+
+
+def packed(logits: Any, labels: Any, *lengths: Any) -> jax.Array:
+    return jax_rnnt.rnnt_loss_packed(logits, labels, *lengths).sum()
+
+
+def pruned(variables: Any, labels: Any, *lengths: Any) -> jax.Array:
+    """The simple loss, ranges, the joint network, the pruned loss."""
+    (am, lm), kernel = variables
+    simple, posteriors = jax_rnnt.rnnt_loss_simple(am, lm, labels, *lengths, return_posteriors=True)
+    ranges = jax_rnnt.get_rnnt_prune_ranges(posteriors, *lengths, s_range=S)
+    joined = sum(jax_rnnt.do_rnnt_pruning(am, lm, ranges))
+    logits = jnp.tanh(joined) @ kernel
+    return (simple + jax_rnnt.rnnt_loss_pruned(logits, labels, ranges, *lengths)).sum()
+
+
+def joint(variables: Any, *rest: Any) -> jax.Array:
+    """The exact loss of a joint network in tiles."""
+    rows, kernel = variables
+    return jax_rnnt.rnnt_loss_joint(
+        jax_rnnt.LinearJoint(), {"kernel": kernel}, *rows, *rest, rows_per_tile=512
+    ).sum()
+
+
+def pruned_joint(variables: Any, labels: Any, ranges: Any, *lengths: Any) -> jax.Array:
+    rows, kernel = variables
+    return jax_rnnt.rnnt_loss_pruned_joint(
+        jax_rnnt.LinearJoint(), {"kernel": kernel}, *rows, labels, ranges, *lengths
+    ).sum()
+
+
+def from_arcs(arcs: Any, *lengths: Any) -> jax.Array:
+    return jax_rnnt.rnnt_loss_from_arcs(*arcs, *lengths).sum()
+
+
+def rows(dtype: Any, classes: int = V) -> tuple[Any, Any]:
+    return array(B, T, classes, dtype=dtype), array(B, U + 1, classes, dtype=dtype)
+
+
+def with_kernel(dtype: Any, classes: int = V) -> tuple[Any, Any]:
+    return rows(dtype, D), array(D, classes, dtype=dtype)
+
+
+UTTERANCES = LABELS, *LENGTHS
+ARCS = "jax_rnnt_arcs_fwd", "jax_rnnt_arcs_bwd"
+LATTICE = ("jax_rnnt_lattice",)
+FACTORED = "jax_rnnt_factored_fwd", "jax_rnnt_factored_bwd"
+
+LOSSES: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], tuple[str, ...]]] = {
+    "loss": (
+        lambda x, *rest: jax_rnnt.rnnt_loss(x, *rest).sum(),
+        lambda dtype: (array(B, T, U + 1, V, dtype=dtype), *UTTERANCES),
+        ARCS + LATTICE,
+    ),
+    "simple": (
+        additive(jax_rnnt.rnnt_loss_simple),
+        lambda dtype: (rows(dtype), *UTTERANCES),
+        FACTORED + LATTICE,
+    ),
+    "smoothed": (
+        additive(jax_rnnt.rnnt_loss_smoothed, lm_only_scale=0.2, am_only_scale=0.1),
+        lambda dtype: (rows(dtype), *UTTERANCES),
+        ("jax_rnnt_smoothed_fwd", "jax_rnnt_smoothed_bwd") + LATTICE,
+    ),
+    "packed": (
+        packed,
+        lambda dtype: (array(B * T * (U + 1), V, dtype=dtype), *UTTERANCES),
+        ARCS + ("jax_rnnt_packed_lattice",),
+    ),
+    "pruned": (
+        pruned,
+        lambda dtype: ((rows(dtype), array(V, V, dtype=dtype)), *UTTERANCES),
+        FACTORED + LATTICE + ARCS + ("jax_rnnt_banded_lattice", "jax_rnnt_row_sums"),
+    ),
+    "pruned joint": (
+        pruned_joint,
+        lambda dtype: (with_kernel(dtype, 8000), LABELS, array(B, T, S), *LENGTHS),
+        ARCS + ("jax_rnnt_banded_lattice", "jax_rnnt_row_sums"),
+    ),
+    "joint": (joint, lambda dtype: (with_kernel(dtype), *UTTERANCES), ARCS + LATTICE),
+    "from arcs": (
+        from_arcs,
+        lambda dtype: ([array(B, T, U + 1, dtype=dtype)] * 2, *LENGTHS),
+        LATTICE,
+    ),
+}
+IN_TILES = "joint", "pruned joint"
+
+
+def custom_calls(program: Program) -> list[str]:
+    """Of this library; XLA's own are matrix products."""
+    return sorted(re.findall(r'custom_call_target="(jax_rnnt\w+)"', program.text))
+
+
+def launches(program: Program, kind: str) -> list[list[str]]:
+    """Of each launch of a kind, the kinds of what it is part of."""
+    assert program.thunks
+    found: list[list[str]] = []
+    above: list[tuple[int, str]] = []  # indentations and kinds
+    for entry in re.finditer(r"^( *)\d+: (k\w+)", program.thunks, flags=re.MULTILINE):
+        above = [x for x in above if x[0] < len(entry[1])]
+        if entry[2] == kind:
+            found.append([parent for _, parent in above])
+        above.append((len(entry[1]), entry[2]))
+    return found
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE, ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss(name: str, dtype: Any) -> None:
+    """XLA finds all kernels, puts them into CUDA graphs, and has no operation whose order is open.
+
+    A loop, which the host steers, is in the losses that compute tiles alone.
+    """
+    loss, operands, kernels = LOSSES[name]
+    program = compile_for_gpu(
+        jax.value_and_grad(loss),
+        *operands(dtype),
+        thunks=True,
+        xla_gpu_exclude_nondeterministic_ops=True,
+        xla_gpu_graph_min_graph_size=1,
+    )
+    assert custom_calls(program) == sorted(kernels)
+    calls = launches(program, "kCustomCall")
+    assert len(calls) == len(kernels)
+    assert all("kCommandBuffer" in parents for parents in calls)
+    assert (launches(program, "kWhile") != []) == (name in IN_TILES)
+
+
+def loss_and_gradient(logits: jax.Array, *rest: jax.Array) -> Any:
+    return jax.value_and_grad(lambda x: jax_rnnt.rnnt_loss(x, *rest).sum())(logits)
+
+
+def of_logits(*shape: int, dtype: Any, sharding: Any = None) -> tuple[Any, ...]:
+    """Operands of the loss at `(B, T, U+1, V)`, and the bytes of its logits."""
+    batch, _, positions, _ = shape
+    integers = [(batch, positions - 1), (batch,), (batch,)]
+    operands = array(*shape, dtype=dtype), *(array(*x) for x in integers)
+    return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype, sharding=sharding), operands)
+
+
+def bytes_of(x: jax.ShapeDtypeStruct) -> int:
+    return x.size * x.dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize(
+    ("shape", "planes"), [((16, 1500, 300, 50), 0.1), ((32, 150, 20, 5000), 0.001)]
+)
+def test_memory_of_the_loss(shape: tuple[int, ...], planes: float, dtype: Any) -> None:
+    """The logits, the gradient, and five float32 planes at most; donated logits and the planes."""
+    operands = of_logits(*shape, dtype=dtype)
+    size = bytes_of(operands[0])
+    planes *= 4 / jnp.dtype(dtype).itemsize
+    kept = compile_for_gpu(loss_and_gradient, *operands)
+    assert kept.peak < 2 * size * (1 + 0.6 * planes)
+    donated = compile_for_gpu(loss_and_gradient, *operands, donate=0)
+    assert donated.peak < size * (1 + 1.6 * planes)
+    for program in (kept, donated):
+        moved = re.findall(rf"\[{','.join(map(str, shape))}\]\S* ([\w-]+)\(", program.text)
+        assert set(moved) == {"parameter", "custom-call", "tuple"}
+
+
+def joint_loss_and_gradient(variables: Any, *rest: Any) -> Any:
+    def loss(variables: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_joint(jax_rnnt.LinearJoint(), *variables, *rest).sum()
+
+    return jax.value_and_grad(loss)(variables)
+
+
+def dense_loss_and_gradient(variables: Any, *rest: Any) -> Any:
+    def loss(variables: Any) -> jax.Array:
+        kernel, encoder, predictor = variables
+        encoder, predictor = encoder[:, :, None], predictor[:, None]
+        cells = jnp.broadcast_shapes(encoder.shape, predictor.shape)
+        rows = (jnp.broadcast_to(x, cells) for x in (encoder, predictor))
+        return jax_rnnt.rnnt_loss(jax_rnnt.LinearJoint()(kernel, *rows), *rest).sum()
+
+    return jax.value_and_grad(loss)(variables)
+
+
+def of_librispeech(classes: int, sharding: Any = None, replicated: Any = None) -> tuple[Any, ...]:
+    """Operands of a joint network, as large as a batch of 32 utterances of LibriSpeech."""
+    size, frames, labels, width = 32, 437, 101, 512
+    kernel = array(width, classes, dtype=jnp.bfloat16, sharding=replicated)
+    encoder, predictor = (
+        array(size, n, width, dtype=jnp.bfloat16, sharding=sharding) for n in (frames, labels + 1)
+    )
+    integers = ((size, labels), (size,), (size,))
+    return ({"kernel": kernel}, encoder, predictor), *(
+        array(*x, sharding=sharding) for x in integers
+    )
+
+
+def test_memory_of_joint_loss() -> None:
+    """A thirtieth of the dense loss, in bfloat16."""
+    operands = of_librispeech(500)
+    dense = compile_for_gpu(dense_loss_and_gradient, *operands)
+    joint = compile_for_gpu(joint_loss_and_gradient, *operands)
+    assert joint.temporaries < dense.temporaries / 30
+
+
+def collectives(program: Program) -> list[str]:
+    pattern = r" (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\("
+    return [x for x in re.findall(pattern, program.text) if not x.endswith("-done")]
+
+
+def test_sharded_loss() -> None:
+    """Four cards, each with a quarter of the utterances: they exchange a number, the loss."""
+    shape = 32, 150, 20, 5000
+    whole = compile_for_gpu(loss_and_gradient, *of_logits(*shape, dtype=jnp.float32))
+    operands = of_logits(*shape, dtype=jnp.float32, sharding=sharded(4, "batch"))
+    program = compile_for_gpu(loss_and_gradient, *operands)
+    assert collectives(program) == ["all-reduce"]
+    assert "f32[] all-reduce" in program.text
+    assert custom_calls(program) == sorted(ARCS + LATTICE)
+    assert program.peak < 0.26 * whole.peak
+
+
+def test_sharded_joint_loss() -> None:
+    """All that four cards exchange is the loss and the gradient by the kernel, at once."""
+    operands = of_librispeech(500, sharded(4, "batch"), sharded(4))
+    program = compile_for_gpu(joint_loss_and_gradient, *operands)
+    assert set(collectives(program)) == {"all-reduce"}
+    assert custom_calls(program) == sorted(ARCS + LATTICE)
