@@ -3,8 +3,8 @@
 XLA's compiler for CUDA takes a description of the card in the place of a device. The programs are
 those that the card would run: with our kernels' custom calls, XLA's own kernels, the plan of their
 memory, and how they are put into command buffers; they cannot run here. It needs the packages
-`jax-cuda13-plugin` and `jax-cuda13-pjrt`, in the version of jaxlib, and `JAX_PLATFORMS=cpu`, without
-which they look for a GPU: `make gpu-compiler` installs them apart from the others.
+`jax-cuda13-plugin` and `jax-cuda13-pjrt`, in the version of jaxlib, and `JAX_PLATFORMS=cpu`: they
+would look for a GPU. `make gpu-compiler` installs them apart from the others.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def default_rows_per_tile(
     """
     widest = max(x.shape[-1] for x in (logits, *operands))
     row_bytes = max(widest, 1) * accumulator_dtype(logits.dtype).itemsize
-    of_one_core = max(tile_bytes(cpu=2 * 2**20, gpu=24 * 2**20) // row_bytes, 64)
+    of_one_core = max(tile_bytes(cpu=2 * 2**20, gpu=48 * 2**20) // row_bytes, 64)
     rows = of_one_core * cores_of_tile()
     return rows if most is None else max(min(rows, most), of_one_core)
 
