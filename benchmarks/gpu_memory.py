@@ -65,9 +65,7 @@ def of_logits(shape: tuple[int, int, int, int], dtype: str) -> dict[str, Any]:
 def of_librispeech(dtype: str) -> dict[str, int]:
     """Bytes of temporaries of each loss with the gradient by all parameters."""
     problem = make_problem(UTTERANCES, WIDTH, CLASSES)
-    params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), problem.params
-    )
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), problem.params)
     found = {}
     for name, loss in LOSSES.items():
         # Lengths are known, as the packed loss needs them.

@@ -7,7 +7,9 @@ compiled program; only values and times need a card.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +245,26 @@ def test_memory_of_joint_loss() -> None:
     dense = compile_for_gpu(dense_loss_and_gradient, *operands)
     joint = compile_for_gpu(joint_loss_and_gradient, *operands)
     assert joint.temporaries < dense.temporaries / 30
+
+
+ONE_GRAPH = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_gpu_programs import compile_for_gpu, joint_loss_and_gradient, launches, of_librispeech
+
+operands = of_librispeech(500)
+program = compile_for_gpu(joint_loss_and_gradient, *operands, thunks=True)
+(forward, backward) = launches(program, "kWhile")
+assert "kCommandBuffer" in forward and "kCommandBuffer" in backward
+"""
+
+
+def test_joint_loss_in_one_graph() -> None:
+    """With a flag of XLA's also the loops, which no host has to steer then."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer=+WHILE"
+    script = ONE_GRAPH.format(folder=str(Path(__file__).parent))
+    environment = os.environ | {"XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 def collectives(program: Program) -> list[str]:
