@@ -13,7 +13,7 @@ from jax import lax
 from ._native.jax_versions import align_varying_axes, varying_zeros
 from .arcs import arcs_bwd, arcs_fwd
 from .boxes import BoxGrid, Tile
-from .joint_function import JointFunction, for_sums
+from .joint_function import JointFunction, for_sums, keys_of_cells
 from .numerics import axis_index
 from .per_shard import per_shard
 from .types import ArcsOptions, LatticeOptions, Posteriors
@@ -138,14 +138,14 @@ class _Parts(NamedTuple):
         return logits.reshape(*cells, -1)
 
     def _keys(self, tile: Tile, keys: jax.Array) -> jax.Array:
-        """One for each cell, that depends on its utterance's key, its frame and its position."""
-        of_utterance = jax.random.wrap_key_data(keys[tile.utterance], impl=self.options.key_impl)
-        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
-        of_frame = fold(of_utterance, tile.frames)
+        """One for each cell."""
         positions = jnp.broadcast_to(
             tile.positions[:, None], (*tile.frames.shape, tile.positions.shape[1])
         )
-        return jax.vmap(fold)(of_frame, positions).reshape(-1)
+        of_utterances = keys[tile.utterance]
+        return keys_of_cells(of_utterances, self.options.key_impl, tile.frames, positions).reshape(
+            -1
+        )
 
 
 def _labels_of(labels: jax.Array, tile: Tile) -> jax.Array:

@@ -13,13 +13,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_joint, validation_pruning
-from ._native.jax_versions import align_varying_axes, replicated, varying_zeros, with_whole_rows
+from ._native.jax_versions import (
+    align_varying_axes,
+    replicated,
+    varying_zeros,
+    with_batch_sharding_of,
+    with_whole_rows,
+)
 from .bounds import Sizes, Utterances
 from .joint_function import (
     JointCallable,
     JointFunction,
     default_rows_per_tile,
     for_sums,
+    keys_of_cells,
     take_apart,
 )
 from .label_windows import only_allowed
@@ -53,6 +60,7 @@ def rnnt_loss_pruned_joint(
     logit_lengths: Array | None = None,
     label_lengths: Array | None = None,
     *,
+    rng: jax.Array | None = None,
     frames_per_tile: int | None = None,
     blank_id: int = 0,
     topology: Topology = "regular",
@@ -79,16 +87,17 @@ def rnnt_loss_pruned_joint(
 
     Args:
       joint_fn: `(params, encoder_rows, predictor_rows) -> logits` maps rows `(*batch, n, S, D1)`
-        and `(*batch, n, S, D2)`, for some n, to logits `(*batch, n, S, V)`, each row for itself: no
-        row may depend on another, or on randomness that is not in the rows or in `params`. All that
-        the loss is to be differentiated by has to come in as an argument: to close over a traced
-        value is an error. In the backward pass, rows of cells that do not count are zeros; its
-        derivative has to be finite there.
+        and `(*batch, n, S, D2)`, for some n, to logits `(*batch, n, S, V)`, each row for itself.
+        All that the loss is to be differentiated by has to come in as an argument: to close over a
+        traced value is an error. In the backward pass, rows of cells that do not count are zeros;
+        its derivative has to be finite there. With `rng`, it gets a fourth argument,
+        `(*batch, n, S)` random keys, one for each row.
       params: any pytree of arrays. Gradients of floating-point leaves are summed in float32 (or
         float64) and returned in the leaf's dtype; other leaves have none.
       encoder_out: `(*batch, T, D1)` floating point.
       predictor_out: `(*batch, U+1, D2)` floating point.
       labels, ranges: as in `rnnt_loss_pruned`.
+      rng: random key, for dropout, as in `rnnt_loss_joint`: a cell has the same key in both losses.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
         it so that the widest of their arrays has a few MB, on a CPU for each core (in a symbolic
         batch, with 16 utterances). The last bits of gradients by `params` depend on it.
@@ -108,9 +117,13 @@ def rnnt_loss_pruned_joint(
         encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
     )
     params = jax.tree.map(jnp.asarray, params)
+    keys, key_impl = validation_joint.row_keys(rng, encoder.shape[:-2])
     rows = [
         jax.ShapeDtypeStruct((*ranges.shape, x.shape[-1]), x.dtype) for x in (encoder, predictor)
     ]
+    if rng is not None:
+        key_dtype = jax.eval_shape(lambda: jax.random.key(0, impl=key_impl)).dtype
+        rows.append(jax.ShapeDtypeStruct(ranges.shape, key_dtype))
     logits, closed_over = validation_joint.traced_logits(
         joint_fn, ranges.shape, "(*batch, T, S, V)", params, *rows
     )
@@ -142,11 +155,13 @@ def rnnt_loss_pruned_joint(
         frames_per_tile,
         sizes,
         accumulator_dtype(logits.dtype),
+        key_impl,
         arcs_options,
         lattice_options,
     )
     encoder, predictor = with_whole_rows(len(sizes.batch), encoder, predictor)
-    band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id))
+    keys = jax.tree.map(partial(with_batch_sharding_of, encoder, len(sizes.batch)), keys)
+    band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id), keys)
     variables, constants = jax.tree.map(replicated, (variables, constants))
     operands = align_varying_axes(variables, constants, encoder, predictor, band)
     variables, constants, *others = operands
@@ -155,13 +170,14 @@ def rnnt_loss_pruned_joint(
 
 
 class _Band(NamedTuple):
-    """See `band_operands`."""
+    """See `band_operands`; random keys of the utterances, `(*batch, words)`."""
 
     labels: jax.Array
     frame_bounds: jax.Array
     starts: jax.Array
     bounds: jax.Array
     mask: jax.Array | None
+    keys: jax.Array | None
 
     def ranges(self) -> jax.Array:
         """`(*batch, T, S)`, all in range."""
@@ -176,6 +192,7 @@ class _Options:
     frames_per_tile: int
     sizes: Sizes
     dtype: Any  # of arcs
+    key_impl: str | None
     arcs: ArcsOptions
     lattice: LatticeOptions
 
@@ -186,6 +203,15 @@ class _Options:
     def tile(self, x: jax.Array, begin: jax.Array) -> jax.Array:
         """A tile's frames of a `(*batch, T, ...)` array."""
         return lax.dynamic_slice_in_dim(x, begin, self.frames_per_tile, len(self.sizes.batch))
+
+    def keys(self, band: _Band, ranges: jax.Array, begin: jax.Array) -> list[jax.Array]:
+        """Those of a tile's cells, if there are any."""
+        if band.keys is None:
+            return []
+        first = jnp.minimum(begin, self.sizes.T - self.frames_per_tile)
+        frames = jnp.zeros_like(ranges[..., 0]) + first
+        frames += axis_index(frames.ndim, -1, self.frames_per_tile)
+        return [keys_of_cells(band.keys, self.key_impl, frames, ranges)]
 
     def with_tile(self, x: jax.Array, tile: jax.Array, begin: jax.Array) -> jax.Array:
         """`x` with a tile's frames replaced."""
@@ -236,8 +262,10 @@ def _arcs(
     """Blank arcs, label arcs and denominators, each `(*batch, T, S)`."""
 
     def one_tile(planes: tuple[jax.Array, ...], begin: jax.Array) -> Any:
-        tile = options.tile(encoder, begin), predictor, options.tile(ranges, begin)
-        logits = options.joint(variables, constants, *do_rnnt_pruning(*tile))
+        tile_ranges = options.tile(ranges, begin)
+        rows = do_rnnt_pruning(options.tile(encoder, begin), predictor, tile_ranges)
+        keys = options.keys(band, tile_ranges, begin)
+        logits = options.joint(variables, constants, *rows, *keys)
         labels, frame_bounds = (options.tile(x, begin) for x in (band.labels, band.frame_bounds))
         arcs = band_arcs_fwd(options.arcs, logits, labels, frame_bounds)
         pairs = zip(planes, arcs, strict=True)
@@ -302,6 +330,7 @@ def _gradients(
 
     def logits_of(
         ranges: jax.Array,
+        keys: Sequence[jax.Array],
         active: jax.Array,
         variables: Sequence[jax.Array],
         encoder: jax.Array,
@@ -309,7 +338,7 @@ def _gradients(
     ) -> jax.Array:
         am, lm = do_rnnt_pruning(encoder, wide_predictor, ranges)
         am, lm = (jnp.where(active[..., None], x, 0) for x in (am, lm))
-        return options.joint(variables, constants, am, lm.astype(predictor.dtype))
+        return options.joint(variables, constants, am, lm.astype(predictor.dtype), *keys)
 
     def one_tile(gradients: Any, begin: jax.Array) -> Any:
         d_variables, d_encoder, d_predictor = gradients
@@ -318,8 +347,10 @@ def _gradients(
         own = index >= begin - (options.sizes.T - options.frames_per_tile)
         tile_weights = Posteriors(*(jnp.where(own, options.tile(x, begin), 0) for x in weights))
         active = (tile_weights.blank != 0) | (tile_weights.label != 0)
+        tile_ranges = options.tile(ranges, begin)
+        keys = options.keys(band, tile_ranges, begin)
         logits, pullback = jax.vjp(
-            partial(logits_of, options.tile(ranges, begin), active),
+            partial(logits_of, tile_ranges, keys, active),
             *(variables, options.tile(encoder, begin), wide_predictor),
         )
         labels, tile_denominators = (options.tile(x, begin) for x in (band.labels, denominators))

@@ -289,3 +289,76 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
     }
     with pytest.raises(error, match=message):
         jax_rnnt.rnnt_loss_pruned_joint(**{**named, **change})
+
+
+def with_dropout(params: Any, encoder: jax.Array, predictor: jax.Array, keys: Any) -> jax.Array:
+    """`joint`, each of whose cells keeps other outputs of the encoder. For rows of any rank."""
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.6, (D + 1,)))
+    kept = keep(keys.reshape(-1)).reshape(*keys.shape, D + 1)
+    return joint(params, jnp.where(kept, encoder, 0), predictor)
+
+
+class TestDropout:
+    """`rng` gives each cell its own key."""
+
+    @staticmethod
+    def everywhere(batch: PrunedBatch) -> PrunedBatch:
+        """With a band that has all label positions."""
+        ranges = np.broadcast_to(np.arange(U + 1, dtype=np.int32), (B, T, U + 1))
+        return batch._replace(ranges=ranges)
+
+    def loss(self, batch: PrunedBatch, rng: Any, **options: Any) -> Callable[..., jax.Array]:
+        given = arguments(self.everywhere(batch), {"rng": rng, **options})
+        return jax.jit(
+            lambda *scores: jax_rnnt.rnnt_loss_pruned_joint(with_dropout, *scores, **given)
+        )
+
+    @pytest.mark.parametrize("frames_per_tile", [None, 1, 3])
+    def test_as_the_exact_loss(self, frames_per_tile: int | None) -> None:
+        """A cell drops the same in both losses, whatever the tiles: without pruning, all agrees."""
+        problem, rng = random_problem(20), jax.random.key(1)
+        given = arguments(problem.batch, {"rng": rng, "rows_per_tile": 5})
+        given.pop("ranges")
+
+        def exact(*scores: Any) -> jax.Array:
+            return jax_rnnt.rnnt_loss_joint(with_dropout, *scores, **given)
+
+        cotangent = np.random.default_rng(1).normal(size=B)
+        tiles = {"frames_per_tile": frames_per_tile}
+        found, wanted, other = (
+            pulled_back(loss, problem, cotangent)
+            for loss in (
+                self.loss(problem.batch, rng, **tiles),
+                jax.jit(exact),
+                self.loss(problem.batch, jax.random.key(2), **tiles),
+            )
+        )
+        assert_close(found, wanted)
+        assert not np.allclose(other[0], wanted[0])
+
+    @pytest.mark.parametrize("rng", [jax.random.key(3), jax.random.PRNGKey(3)], ids=["key", "raw"])
+    def test_gradient(self, rng: jax.Array) -> None:
+        """The backward pass sees the masks of the forward pass."""
+        problem = random_problem(21)
+        loss = self.loss(problem.batch, rng, frames_per_tile=3, reduction="sum")
+        roll = problem.params["roll"]
+
+        def of_variables(variables: Any, *rows: Any) -> jax.Array:
+            return loss({**variables, "roll": roll}, *rows)
+
+        variables = {name: x for name, x in problem.params.items() if name != "roll"}
+        operands = variables, problem.encoder, problem.predictor
+        check_grads(of_variables, operands, 1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+    def test_no_frames(self) -> None:
+        problem = random_problem(23, frames=0)
+        operands = *problem[:3], problem.batch.labels, problem.batch.ranges
+        rng = jax.random.key(0)
+        losses = jax_rnnt.rnnt_loss_pruned_joint(with_dropout, *operands, rng=rng)
+        np.testing.assert_array_equal(losses, np.full(B, np.inf))
+
+    def test_function_without_keys(self) -> None:
+        problem = random_problem(22)
+        given = arguments(problem.batch, {"rng": jax.random.key(0)})
+        with pytest.raises(TypeError, match="with rng, it gets a key for each row"):
+            jax_rnnt.rnnt_loss_pruned_joint(joint, *problem[:3], **given)

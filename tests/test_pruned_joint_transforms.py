@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from test_pruned_joint import B, assert_close, joint, pulled_back, random_problem, stored, tiled
+from test_pruned_joint import (
+    B,
+    assert_close,
+    joint,
+    pulled_back,
+    random_problem,
+    stored,
+    tiled,
+    with_dropout,
+)
 from test_transforms import custom_calls, export
 
 import jax_rnnt
@@ -129,6 +138,30 @@ def test_sharded_jit(axis_type: str, function: str, devices: list[jax.Device]) -
     assert_close(found, wanted)
     sent = re.findall(r"\b(all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", text)
     assert set(sent) == {"all-reduce"} and len(sent) <= len(variables)
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_sharded_dropout(axis_type: str, devices: list[jax.Device]) -> None:
+    """Keys of cells do not depend on devices."""
+    if not hasattr(jax.sharding, "AxisType"):
+        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
+    kind = getattr(jax.sharding.AxisType, axis_type)
+    mesh = jax.make_mesh((B,), ("data",), axis_types=(kind,), devices=devices[:B])
+    problem = random_problem(23)
+    operands = problem.batch.labels, problem.batch.ranges, *problem.batch.lengths
+
+    def total(encoder: Any, predictor: Any, labels: Any, ranges: Any, t1, u1, t0, u0):
+        return jax_rnnt.rnnt_loss_pruned_joint(
+            with_dropout, problem.params, encoder, predictor, labels, ranges, t1, u1,
+            logit_begins=t0, label_begins=u0, rng=jax.random.key(1), frames_per_tile=3,
+        ).sum()  # fmt: skip
+
+    gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    rows = problem.encoder, problem.predictor, *operands
+    wanted = gradients(*rows)
+    with jax.set_mesh(mesh):
+        found = gradients(*jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data"))))
+    assert_close(found, wanted)
 
 
 def test_symbolic_export() -> None:
