@@ -9,6 +9,7 @@ from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
 from .checking import check_inputs, check_inputs_packed, check_inputs_pruned
 from .decoding import Decoded, greedy_decode
 from .emission import expected_emission_frames, mean_emission_delay
+from .exporting import disabled_export_checks
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .joint import rnnt_loss_joint
 from .label_windows import label_windows_from_frames
@@ -39,6 +40,7 @@ __all__ = [
     "check_inputs_packed",
     "check_inputs_pruned",
     "compat",
+    "disabled_export_checks",
     "do_rnnt_pruning",
     "expected_emission_frames",
     "expected_emission_frames_packed",

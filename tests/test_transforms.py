@@ -27,6 +27,8 @@ from cases import (
     some_xla,
 )
 
+import jax_rnnt
+
 B, T, U, V = 8, 5, 3, 6
 
 
@@ -284,6 +286,21 @@ def test_export(implementation: str, batch: Batch, symbolic: bool) -> None:
         part = jax.tree.map(lambda x, n=count: x[:n], batch)
         loss, grad = run(part, implementation)
         close(again.call(*arguments_of(part)), (loss.sum(), grad))
+
+
+def test_disabled_export_checks(batch: Batch) -> None:
+    """They are all that exporting needs, whatever the program calls."""
+    from jax.export import deserialize
+    from jax.export import export as export_
+
+    batch = without_begins(batch)
+    function, arguments = value_and_grad("native"), arguments_of(batch)
+    checks = jax_rnnt.disabled_export_checks()
+    exported = export_(jax.jit(function), disabled_checks=checks)(*arguments)
+    loss, grad = run(batch, "native")
+    close(deserialize(exported.serialize()).call(*arguments), (loss.sum(), grad))
+    names = {check.is_custom_call() for check in checks}
+    assert our_targets(function, *arguments) < names and len(names) == len(checks)
 
 
 @pytest.mark.parametrize("topology", **each_topology)
