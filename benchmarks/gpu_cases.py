@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_rnnt
+from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.bounds import Sizes, Utterances, labels_and_bounds
 from jax_rnnt.lattice import (
@@ -30,6 +31,7 @@ ARCS = ("arcs forward", "arcs backward")
 LATTICE = ("lattice", "lattice score", "best path")
 PACKED = ("packed lattice", "packed lattice score", "packed best path")
 BAND = ("band", "band score")
+ROW_SUMS = ("row sums",)  # of a band's cells: the gradient of what `do_rnnt_pruning` takes of `lm`
 PLANES = LATTICE + PACKED + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
 # The same of the additive joiner, whose T is that of `am`; and in pure JAX.
@@ -47,6 +49,7 @@ ARCS_SHAPES = [
 ]
 # (B, T, S, 0), and so many labels
 BAND_SHAPES, BAND_LABELS = [(30, 441, 5, 0)], 104
+ROW_SUMS_SHAPES = [(30, 441, 5, 512)]  # the last one features
 LATTICE_SHAPES = [(32, 1500, 301, 0), (16, 150, 41, 0), (30, 441, 105, 0), (1, 1500, 301, 0)]
 LOSS_SHAPES = [
     (16, 1500, 301, 50),
@@ -80,7 +83,8 @@ class Case:
     """One op at one shape. All utterances have full length, so that every element counts."""
 
     op: str
-    # B, T, cells of a frame (U + 1, or those of a band), V, which is 0 where there are no classes
+    # B, T, cells of a frame (U + 1, or those of a band), V, which is 0 where there are no classes;
+    # or the features of a row
     shape: tuple[int, int, int, int]
     dtype: str
 
@@ -102,9 +106,12 @@ class Case:
         B, T, W, V = self.shape
         if self.op in LOSSES:
             return jnp.full(B, T, jnp.int32), jnp.full(B, W - 1, jnp.int32)
-        if self.op in BAND:
+        if self.op in BAND + ROW_SUMS:
             frames = np.arange(T) / max(T - 1, 1)
             starts = np.round(frames * (self.band_labels() + 1 - W)).astype(np.int32)
+            if self.op in ROW_SUMS:
+                positions = starts[:, None] + np.arange(W, dtype=np.int32)
+                return (jnp.asarray(np.tile(positions.ravel(), (B, 1))),)
             bounds = np.tile(np.array([0, T, 0, self.band_labels()], np.int32), (B, 1))
             return jnp.asarray(np.tile(starts, (B, 1))), jnp.asarray(bounds)
         labels = None if self.op in PLANES else self.labels(jax.random.key(0, impl="rbg"))
@@ -140,6 +147,8 @@ class Case:
         if self.op in BAND:
             function = _WITH_NUM_LABELS[self.op]
             return function(LatticeOptions(), self.band_labels(), *operands, *small)
+        if self.op in ROW_SUMS:
+            return row_sums(*operands, *small, num_sums=self.band_labels() + 1)
         if self.op == "loss forward":
             return jax_rnnt.rnnt_loss(*operands, *small)
         if self.op in SIMPLE:
@@ -178,7 +187,7 @@ class Case:
     def expected_seconds(self, bytes_per_second: float) -> float:
         """A rough guess; the recursion is a chain of T + U steps."""
         B, T, W, V = self.shape
-        chain = 0 if self.op in ARCS else (T + W) * 5e-7
+        chain = 0 if self.op in ARCS + ROW_SUMS else (T + W) * 5e-7
         products = 6 * B * T * W * V / 3e13 if self.op in SIMPLE else 0
         return 5e-6 + chain + products + self.bytes_moved() / bytes_per_second
 
@@ -203,6 +212,8 @@ def _random_operands(case: Case, seed: jax.Array) -> Arrays:
         am, lm = (jax.random.normal(k, x, dtype) for k, x in zip(keys[:2], shapes, strict=True))
         return am, lm, case.labels(keys[2])
     logits = jax.random.normal(keys[0], case.shape, dtype)
+    if case.op in ROW_SUMS:
+        return (logits.reshape(B, T * W, V),)
     if case.op in LOSS:
         return logits, case.labels(keys[1])
     if case.op == "arcs forward":
@@ -218,9 +229,9 @@ def all_cases(*, tiny: bool) -> list[Case]:
         return [Case(op, shape, dtype) for shape in shapes for dtype in dtypes for op in ops]
 
     arcs, planes, bands, losses = ARCS_SHAPES, LATTICE_SHAPES, BAND_SHAPES, LOSS_SHAPES
-    simple = SIMPLE_SHAPES
+    simple, rows = SIMPLE_SHAPES, ROW_SUMS_SHAPES
     if tiny:
-        arcs = losses = simple = TINY_SHAPES
+        arcs = losses = simple = rows = TINY_SHAPES
         planes = bands = [(*TINY_SHAPES[0][:3], 0)]
     return [
         *grid(LOSS, losses, DTYPES),
@@ -230,6 +241,7 @@ def all_cases(*, tiny: bool) -> list[Case]:
         *grid(LATTICE, planes, DTYPES[:1]),
         *grid(PACKED, planes[-2:-1] or planes, DTYPES[:1]),
         *grid(BAND, bands, DTYPES[:1]),
+        *grid(ROW_SUMS, rows, DTYPES),
     ]
 
 

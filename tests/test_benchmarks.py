@@ -16,7 +16,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from gpu_cases import ARCS, LOSSES, PLANES, Case, all_cases  # noqa: E402
+from gpu_cases import ARCS, LOSSES, PLANES, ROW_SUMS, Case, all_cases  # noqa: E402
 from gpu_timing import by_kernel, many_ops  # noqa: E402
 
 pytestmark = pytest.mark.cpu_only("about programs that are run by themselves")
@@ -39,7 +39,7 @@ def test_gpu(tmp_path: Path) -> None:
     machine = report["machine"]
     assert machine["date"] == "today" and machine["card"] == "cpu" and machine["jax"]
     bandwidth = machine["copy_gigabytes_per_second"] * 1e9
-    assert {case["op"] for case in report["cases"]} == {*ARCS, *PLANES, *LOSSES}
+    assert {case["op"] for case in report["cases"]} == {*ARCS, *PLANES, *LOSSES, *ROW_SUMS}
     assert report["left_out"] == 0
     for case in report["cases"]:
         times = {name: t["median"] for name, t in case["milliseconds"].items()}
@@ -88,6 +88,7 @@ def test_bytes(ordinary_jax: None) -> None:
         ("loss forward", "float32"): 4 * (logits + labels + 2),
         ("loss", "bfloat16"): 3 * 2 * logits + 4 * labels + 4,
         ("simple", "bfloat16"): 2 * (3 * am + 2 * lm) + 4 * labels + 4,
+        ("row sums", "float32"): 4 * (logits + 2 * 7 * 5),
     }
     for (op, dtype), count in wanted.items():
         shape = (2, 3, 4, 0 if op in PLANES else 5)

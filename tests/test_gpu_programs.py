@@ -174,6 +174,25 @@ def test_every_loss(name: str, dtype: Any) -> None:
     assert (launches(program, "kWhile") != []) == (name in IN_TILES)
 
 
+def test_alignments() -> None:
+    """As the losses."""
+    logits = array(B, T, U + 1, V, dtype=jnp.bfloat16)
+    rows = array(B * T * (U + 1), V, dtype=jnp.bfloat16)
+    for align, scores, kernel in (
+        (jax_rnnt.rnnt_align, logits, "jax_rnnt_best_path"),
+        (jax_rnnt.rnnt_align_packed, rows, "jax_rnnt_packed_best_path"),
+    ):
+        program = compile_for_gpu(
+            lambda *x, align=align: tuple(align(*x)),
+            *(scores, *UTTERANCES),
+            thunks=True,
+            xla_gpu_graph_min_graph_size=1,
+        )
+        assert custom_calls(program) == ["jax_rnnt_arcs_fwd", kernel]
+        assert all("kCommandBuffer" in parents for parents in launches(program, "kCustomCall"))
+        assert launches(program, "kWhile") == []
+
+
 def loss_and_gradient(logits: jax.Array, *rest: jax.Array) -> Any:
     return jax.value_and_grad(lambda x: jax_rnnt.rnnt_loss(x, *rest).sum())(logits)
 
