@@ -116,10 +116,10 @@ def compile_for_gpu(
         compiled = lowered.compile(compiler_options=_OPTIONS | options | dump)
         pattern = "*.thunk_sequence_after_thunk_passes.txt"
         sequence = "".join(path.read_text() for path in Path(folder).glob(pattern))
-    memory = compiled.memory_analysis()
-    assert memory is not None
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None
     return Program(
-        compiled.as_text(),
+        text,
         memory.temp_size_in_bytes,
         memory.peak_memory_in_bytes,
         sequence if thunks else None,

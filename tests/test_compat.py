@@ -15,6 +15,7 @@ import jax_rnnt
 from jax_rnnt.compat import (
     fast_rnnt,
     k2,
+    nemo,
     optimized_transducer,
     torchaudio,
     transducer,
@@ -31,6 +32,11 @@ SIGNATURES = {
     warprnnt.rnnt_loss: "acts, labels, act_lens, label_lens, blank=0, reduction='mean', "
     "fastemit_lambda=0.0",
     warprnnt.RNNTLoss: "blank=0, reduction='mean', fastemit_lambda=0.0",
+    nemo.rnnt_loss: "acts, labels, act_lens, label_lens, blank=0, reduction='mean', "
+    "fastemit_lambda=0.0, clamp=0.0",
+    nemo.RNNTLossNumba: "blank=0, reduction='mean', fastemit_lambda=0.0, clamp=-1",
+    nemo.RNNTLoss: "num_classes, reduction='mean_batch', loss_name='default', loss_kwargs=None",
+    nemo.RNNTLoss.__call__: "self, log_probs, targets, input_lengths, target_lengths",
     transducer.TransducerLoss: "blank=0",
     transducer.TransducerLoss.__call__: "self, emissions, predictions, labels, input_lengths, "
     "label_lengths",
@@ -126,6 +132,62 @@ def test_warprnnt(batch: Any, fastemit_lambda: float) -> None:
     assert_loss(lambda x: summed(x, *rest), logits, wanted, 1)
     each = warprnnt.RNNTLoss(0, "none", fastemit_lambda)
     assert_loss(lambda x: each.forward(x, *rest), logits, wanted, None)
+
+
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.3])
+@pytest.mark.parametrize("clamp", [-1, 0.05])
+def test_nemo(batch: Any, clamp: float, fastemit_lambda: float) -> None:
+    """The value is scaled for FastEmit, the gradient is not; blank is the last class of a model."""
+    logits, labels = batch
+    options = {"fastemit_lambda": fastemit_lambda, "clamp": clamp}
+    rest = labels, *LENGTHS
+    for blank in (0, V - 1):
+        found = oracles.logits_loss(logits, labels, *LENGTHS, blank_id=blank, **options)
+        wanted = found._replace(loss=(1 + fastemit_lambda) * found.loss)
+
+        def mean(x: Any, blank: int = blank) -> jax.Array:
+            return nemo.rnnt_loss(x, *rest, blank=blank, **options)
+
+        assert_loss(mean, logits, wanted, 1 / B)
+        summed = nemo.RNNTLossNumba(blank, "sum", fastemit_lambda, clamp)
+        assert_loss(lambda x, summed=summed: summed.forward(x, *rest), logits, wanted, 1)
+    each = nemo.RNNTLoss(V - 1, reduction=None, loss_kwargs=options)
+    assert_loss(lambda x: each(x, *rest), logits, wanted, None)
+    for reduction, weights in (
+        ("sum", np.ones(B)),
+        ("mean_batch", np.full(B, 1 / B)),
+        ("mean_volume", np.full(B, 1 / LENGTHS[1].sum())),
+        ("mean", 1 / B / np.maximum(LENGTHS[1], 1)),
+    ):
+        model: Any = nemo.RNNTLoss(V - 1, reduction, "warprnnt_numba", options)
+        loss, grad = jax.value_and_grad(lambda x, model=model: model.forward(x, *rest))(logits)
+        np.testing.assert_allclose(loss, weights @ wanted.loss, rtol=1e-12)
+        expected = weights[:, None, None, None] * wanted.grad
+        np.testing.assert_allclose(grad, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_nemo_options() -> None:
+    """What is not there is an error; so is what would be ignored. No loss is NaN."""
+    kinds: Any = nemo.RNNTLoss
+    for arguments, message in (
+        ({"reduction": "none"}, "reduction is 'none'"),
+        ({"loss_name": "tdt"}, "loss_name is 'tdt'"),
+        ({"loss_name": "pytorch", "loss_kwargs": {"clamp": 1.0}}, "loss_kwargs has 'clamp'"),
+        ({"loss_kwargs": {"sigma": 0.05}}, "a name in loss_kwargs is 'sigma'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kinds(4, **arguments)
+    logits, labels = jnp.zeros((2, 4, 3, 5)), jnp.ones((2, 2), jnp.int32)
+    no_frames = jnp.array([0, 4]), jnp.array([2, 0])
+    losses = nemo.RNNTLoss(4, None, loss_kwargs={"fastemit_lambda": 0.5})(
+        logits, labels, *no_frames
+    )
+    assert losses[0] == jnp.inf and jnp.isfinite(losses[1])
+    assert jnp.isfinite(
+        nemo.RNNTLoss(4, "mean_volume")(logits[1:], labels[1:], *(x[1:] for x in no_frames))
+    )
+    with pytest.raises(ValueError, match=r"^targets has shape \(2, 1\)"):
+        nemo.RNNTLoss(4)(logits, labels[:, :1], *no_frames)
 
 
 @pytest.mark.parametrize("blank", [0, V - 1])

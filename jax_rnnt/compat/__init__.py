@@ -4,11 +4,12 @@ Names, argument order, defaults and reductions are theirs, computation and the t
 input are this library's. What differs on purpose is in the modules' docstrings.
 """
 
-from . import fast_rnnt, k2, optimized_transducer, torchaudio, transducer, warp_rnnt, warprnnt
+from . import fast_rnnt, k2, nemo, optimized_transducer, torchaudio, transducer, warp_rnnt, warprnnt
 
 __all__ = [
     "fast_rnnt",
     "k2",
+    "nemo",
     "optimized_transducer",
     "torchaudio",
     "transducer",
