@@ -30,7 +30,9 @@ import jax_rnnt
 HALF = [(400, 80), (230, 46), (190, 40), (220, 48)]
 
 
-def joint(params: dict[str, Any], constants: dict[str, Any]) -> jax.Array:
+def joint(
+    params: dict[str, Any], constants: dict[str, Any], rows_per_tile: int | None = None
+) -> jax.Array:
     """The exact loss without logits."""
     return jax_rnnt.rnnt_loss_joint(
         jax_rnnt.LinearJoint(),
@@ -38,11 +40,12 @@ def joint(params: dict[str, Any], constants: dict[str, Any]) -> jax.Array:
         params["encoder"],
         params["predictor"],
         **constants,
+        rows_per_tile=rows_per_tile,
         reduction="sum",
     )
 
 
-LOSSES: dict[str, Callable[..., jax.Array]] = {"dense": exact, "joint": joint}
+Losses = dict[str, Callable[..., jax.Array]]
 
 
 def compile_step(loss: Callable[..., jax.Array], problem: Problem) -> Any:
@@ -50,10 +53,10 @@ def compile_step(loss: Callable[..., jax.Array], problem: Problem) -> Any:
     return step.lower(problem.params, problem.constants).compile()
 
 
-def temporaries(problem: Problem) -> dict[str, int]:
+def temporaries(losses: Losses, problem: Problem) -> dict[str, int]:
     """Bytes, of each loss's step."""
     found = {}
-    for name, loss in LOSSES.items():
+    for name, loss in losses.items():
         memory = compile_step(loss, problem).memory_analysis()
         assert memory is not None, "no memory analysis on this platform"
         found[name] = memory.temp_size_in_bytes
@@ -79,12 +82,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="of encoder and predictor output")
     parser.add_argument("--classes", type=int, nargs="+", default=[500, 5000])
     parser.add_argument("--lengths", type=int, nargs=2, default=HALF[0], help="T and U, timed")
+    parser.add_argument("--rows-per-tile", type=int, help="of the joint loss; by default, its own")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/joint.json"))
     parser.add_argument("--allocator", default="keep", choices=["keep", "system"])
     args = parser.parse_args()
     if args.allocator == "keep":
         keep_freed_memory()
+    losses: Losses = {"dense": exact, "joint": partial(joint, rows_per_tile=args.rows_per_tile)}
     report: dict[str, Any] = {
         "command": command_line(), "machine": machine(), "device": jax.devices()[0].device_kind,
         "dtype": args.dtype, "memory": {}, "times": {},
@@ -94,7 +99,7 @@ def main() -> None:
     utterances = UTTERANCES[: args.utterances]
     for classes in args.classes:
         problem = of_dtype(make_problem(utterances, args.width, classes), args.dtype)
-        sizes = temporaries(problem)
+        sizes = temporaries(losses, problem)
         report["memory"][classes] = {"utterances": utterances, "width": args.width, **sizes}
         print(
             f"V={classes}: temporaries {sizes['dense'] / 1e6:.1f} MB dense, "
@@ -111,7 +116,7 @@ def main() -> None:
         "logit_lengths": jnp.asarray(lengths[:, 0]),
         "label_lengths": jnp.asarray(lengths[:, 1]),
     }
-    steps = {name: compile_step(loss, full) for name, loss in LOSSES.items()}
+    steps = {name: compile_step(loss, full) for name, loss in losses.items()}
     cases = {
         "all cells valid": (full, steps),
         "half of them": (Problem(full.params, constants), steps),
@@ -119,7 +124,7 @@ def main() -> None:
     }
     if args.time_utterances:
         problem = of_dtype(make_problem(utterances, args.width, classes), args.dtype)
-        steps = {name: compile_step(loss, problem) for name, loss in LOSSES.items()}
+        steps = {name: compile_step(loss, problem) for name, loss in losses.items()}
         cases["utterances"] = (problem, steps)
     for case, (problem, steps) in cases.items():
         timers = {
