@@ -101,7 +101,10 @@ JAX_RNNT_INLINE IntVec<float> nearest(Vec<float> x) {
 #elif defined(__SSE2__) && JAX_RNNT_VECTOR_BYTES == 16
   return bits<IntVec<float>>(_mm_cvtps_epi32(bits<__m128>(x)));
 #else
-  return __builtin_convertvector(x + (x < 0 ? -0.5f : 0.5f), IntVec<float>);
+  // From 2^23 on all floats are integers, and adding a half would be rounded itself.
+  const Vec<float> magnitude = x < 0 ? -x : x;
+  const Vec<float> half = x < 0 ? Vec<float>{} - 0.5f : Vec<float>{} + 0.5f;
+  return __builtin_convertvector(magnitude < 0x1p23f ? x + half : x, IntVec<float>);
 #endif
 }
 

@@ -25,6 +25,10 @@ added without overflow."""
 
 _INT32_MIN = -(2**31)
 
+# log(2) is 0.693359375 minus these two, the first of 9 bits.
+_LN2_MIDDLE = float.fromhex("0x1.bdp-13")
+_LN2_REST = 1.9046542999577679e-9
+
 
 class Extended(NamedTuple):
     """Nonnegative numbers; a NaN is a NaN mantissa."""
@@ -37,12 +41,24 @@ def exp(x: jax.Array) -> Extended:
     """exp of log-probabilities; NaN for NaN and excessive ones."""
     bounded = jnp.clip(x, FORBIDDEN_LOG_PROB, EXCESSIVE_LOG_PROB)
     quotient = lax.stop_gradient(jnp.round(bounded * 1.4426950408889634))
-    # ln 2 in two parts, the first of 10 bits, whose products with the quotient are exact.
-    remainder = (bounded - quotient * 0.693359375) + quotient * 2.12194440054690583e-4
+    remainder = _minus_multiple_of_ln2(bounded, quotient)
     mantissa = jnp.where(x <= EXCESSIVE_LOG_PROB, jnp.exp(remainder), jnp.nan)
     exponent = jnp.where(jnp.isnan(quotient), 0, quotient).astype(jnp.int32)
     forbidden = x < FORBIDDEN_LOG_PROB
     return Extended(jnp.where(forbidden, 0, mantissa), jnp.where(forbidden, DEAD, exponent))
+
+
+def _minus_multiple_of_ln2(x: jax.Array, n: jax.Array) -> jax.Array:
+    """`x - n * log(2)` for the nearest integer n, also where products are rounded.
+
+    ln 2 is in three parts and n, of up to 24 bits, in two of at most 12, the upper one 0 for small
+    n: products with the first parts, of 10 and 9 bits, are exact, as are the differences.
+    """
+    upper = lax.stop_gradient(jnp.round(n * 2.0**-12)) * 2.0**12
+    lower = n - upper
+    rest = (x - upper * 0.693359375) - lower * 0.693359375
+    rest = (rest + upper * _LN2_MIDDLE) + lower * _LN2_MIDDLE
+    return rest + n * _LN2_REST
 
 
 def multiply(x: Extended, y: Extended) -> Extended:

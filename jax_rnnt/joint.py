@@ -92,8 +92,8 @@ def rnnt_loss_joint(
       rng: random key, for dropout. A row's key depends on it and on the row's utterance, frame and
         label position alone, not on tiles or padding, and is the same in both passes.
       rows_per_tile: how many cells to compute at a time. Static; None chooses it so that the
-        widest of their arrays has a few MB, on a CPU for each core. The last bits of gradients by
-        `params` depend on it.
+        widest of their arrays has 2 MB for each core of a CPU, or 48 MB on a GPU. The last bits of
+        gradients depend on it.
       logit_lengths, label_lengths, blank_id, topology, normalization, final_blank, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss`. `clamp` bounds the gradient by the logits.

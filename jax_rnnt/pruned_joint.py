@@ -33,7 +33,7 @@ from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .numerics import accumulator_dtype, axis_index
 from .per_shard import per_shard, tile_begins
-from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, checked_band, do_rnnt_pruning
+from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, band_rows, checked_band
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -99,8 +99,8 @@ def rnnt_loss_pruned_joint(
       labels, ranges: as in `rnnt_loss_pruned`.
       rng: random key, for dropout, as in `rnnt_loss_joint`: a cell has the same key in both losses.
       frames_per_tile: how many frames of the whole batch to compute at a time. Static; None chooses
-        it so that the widest of their arrays has a few MB, on a CPU for each core (in a symbolic
-        batch, with 16 utterances). The last bits of gradients by `params` depend on it.
+        it so that the widest of their arrays has 2 MB for each core of a CPU, or 48 MB on a GPU (in
+        a symbolic batch, with 16 utterances). The last bits of gradients depend on it.
       logit_lengths, label_lengths, blank_id, topology, normalization, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss_pruned`.
@@ -263,7 +263,9 @@ def _arcs(
 
     def one_tile(planes: tuple[jax.Array, ...], begin: jax.Array) -> Any:
         tile_ranges = options.tile(ranges, begin)
-        rows = do_rnnt_pruning(options.tile(encoder, begin), predictor, tile_ranges)
+        rows = band_rows(
+            options.arcs.implementation, options.tile(encoder, begin), predictor, tile_ranges
+        )
         keys = options.keys(band, tile_ranges, begin)
         logits = options.joint(variables, constants, *rows, *keys)
         labels, frame_bounds = (options.tile(x, begin) for x in (band.labels, band.frame_bounds))
@@ -336,7 +338,7 @@ def _gradients(
         encoder: jax.Array,
         wide_predictor: jax.Array,
     ) -> jax.Array:
-        am, lm = do_rnnt_pruning(encoder, wide_predictor, ranges)
+        am, lm = band_rows(options.arcs.implementation, encoder, wide_predictor, ranges)
         am, lm = (jnp.where(active[..., None], x, 0) for x in (am, lm))
         return options.joint(variables, constants, am, lm.astype(predictor.dtype), *keys)
 

@@ -9,9 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import validation, validation_pruning
-from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
-from ._native.row_ops import take_rows
+from . import row_sums, validation, validation_pruning
+from ._native import row_ops
+from ._native.jax_versions import (
+    align_varying_axes,
+    has_whole_rows,
+    with_batch_sharding_of,
+    with_whole_rows,
+)
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds, stack_alike
 from .label_windows import band_label_mask, labels_at, only_allowed
@@ -100,12 +105,19 @@ def do_rnnt_pruning(am: Array, lm: Array, ranges: Array) -> tuple[jax.Array, jax
     Raises:
       TypeError, ValueError: an argument has the wrong dtype or shape.
     """
-    am, lm, ranges = validation_pruning.pruned_operands(am, lm, ranges)
+    return band_rows("auto", *validation_pruning.pruned_operands(am, lm, ranges))
+
+
+def band_rows(
+    implementation: Implementation, am: jax.Array, lm: jax.Array, ranges: Array
+) -> tuple[jax.Array, jax.Array]:
+    """`do_rnnt_pruning` of what has been checked."""
     *batch, T, S = ranges.shape
     am_pruned = jnp.broadcast_to(am[..., None, :], (*batch, T, S, am.shape[-1]))
     rows = with_batch_sharding_of(lm, len(batch), clip_to_int32(ranges))
     rows = jnp.clip(rows, 0, lm.shape[-2] - 1).reshape(*batch, T * S)
-    lm_pruned = take_rows(lm, rows)
+    native = implementation != "xla" and has_whole_rows(lm)
+    lm_pruned = (row_ops if native else row_sums).take_rows(lm, rows)
     return am_pruned, lm_pruned.reshape(*batch, T, S, lm.shape[-1])
 
 

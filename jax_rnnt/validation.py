@@ -114,8 +114,8 @@ def integer_argument(
     if tuple(array.shape) != tuple(shape):
         hint = hint if array.shape[-1:] != tuple(shape[-1:]) else ""
         raise ValueError(
-            f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, from the "
-            f"shape of the scores{hint or '.'}"
+            f"{name} has shape {tuple(array.shape)}; expected {letters} = {tuple(shape)}, as other "
+            f"arguments have it{hint or '.'}"
         )
     return array
 

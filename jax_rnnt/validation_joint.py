@@ -77,7 +77,8 @@ def _check_joint_function(joint_fn: Any, num_arguments: int) -> None:
     arguments = f"(params, encoder_rows, predictor_rows{', keys' if with_keys else ''})"
     check_function("joint_fn", joint_fn, arguments)
     try:
-        signature = inspect.signature(joint_fn)
+        # Not that of a function that it wraps, whose arguments it may supply.
+        signature = inspect.signature(joint_fn, follow_wrapped=False)
     except ValueError:  # of what is not written in Python
         return
     try:

@@ -25,8 +25,8 @@ def posterior_pair(posteriors: Any) -> tuple[Any, Any]:
     """What may be the posteriors of blank and of label arcs."""
     if not isinstance(posteriors, tuple | list) or len(posteriors) != 2:
         raise TypeError(
-            f"posteriors is a {type(posteriors).__name__}; expected Posteriors(blank, label), as "
-            "the losses return with return_posteriors=True."
+            f"posteriors is of type {type(posteriors).__name__}; expected Posteriors(blank, "
+            "label), as the losses return with return_posteriors=True."
         )
     return posteriors[0], posteriors[1]
 

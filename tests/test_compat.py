@@ -177,11 +177,12 @@ def test_nemo_options() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             kinds(4, **arguments)
+    with pytest.raises(TypeError, match="loss_kwargs is \\['clamp'\\]"):
+        kinds(4, loss_kwargs=["clamp"])
     logits, labels = jnp.zeros((2, 4, 3, 5)), jnp.ones((2, 2), jnp.int32)
     no_frames = jnp.array([0, 4]), jnp.array([2, 0])
-    losses = nemo.RNNTLoss(4, None, loss_kwargs={"fastemit_lambda": 0.5})(
-        logits, labels, *no_frames
-    )
+    loss = jax.jit(nemo.RNNTLoss(4, None, loss_kwargs={"fastemit_lambda": 0.5}))
+    losses = loss(logits, labels, *no_frames)
     assert losses[0] == jnp.inf and jnp.isfinite(losses[1])
     assert jnp.isfinite(
         nemo.RNNTLoss(4, "mean_volume")(logits[1:], labels[1:], *(x[1:] for x in no_frames))

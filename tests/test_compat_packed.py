@@ -159,6 +159,12 @@ def test_warp_rnnt_errors() -> None:
         warp_rnnt.rnnt_loss(x, TARGETS, FRAMES, LABELS, compact=True)
     with pytest.raises(ValueError, match=r"expected at least 5 labels"):
         warp_rnnt.rnnt_loss(x, PACKED_TARGETS[:4], FRAMES, LABELS, compact=True)
+    with pytest.raises(ValueError, match=r"^labels_lengths has shape \(\); expected \(N,\)"):
+        warp_rnnt.rnnt_loss(x, PACKED_TARGETS, FRAMES, LABELS[0], compact=True)
+    with pytest.raises(TypeError, match=r"^blank is "):
+        jax.jit(lambda blank: warp_rnnt.rnnt_loss(x, PACKED_TARGETS, FRAMES, LABELS, blank=blank))(
+            0
+        )
     with pytest.raises(ValueError, match=r"log_probs has shape .*\(\.\.\., 2\) with blank=-1"):
         warp_rnnt.rnnt_loss(scores(True), TARGETS, FRAMES, LABELS, blank=-1)
 

@@ -279,6 +279,10 @@ def lowered(implementation, T):
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     lowered("xla", 5)
+    # No platform has a kernel of what this does.
+    pruning = jax.jit(jax_rnnt.do_rnnt_pruning)
+    rows = jnp.zeros((2, 5, 4)), jnp.zeros((2, 4, 4)), jnp.zeros((2, 5, 2), int)
+    pruning.trace(*rows).lower(lowering_platforms=("cuda",))
     assert not caught
     for T in (5, 6):  # two programs of three ops each, one warning
         text = lowered("auto", T)

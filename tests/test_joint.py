@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from functools import partial
 from typing import Any
@@ -449,6 +450,24 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
     }
     with pytest.raises(error, match=message):
         jax_rnnt.rnnt_loss_joint(**{**named, **change})
+
+
+def test_function_that_wraps_another() -> None:
+    """It is called with its own arguments, whatever those of the other are."""
+
+    def scaled(scale: float, params: Any, encoder: Any, predictor: Any) -> jax.Array:
+        return scale * joint(params, encoder, predictor)
+
+    @functools.wraps(scaled)
+    def wrapped(*arguments: Any) -> jax.Array:
+        return scaled(1.0, *arguments)
+
+    problem = random_problem(17)
+    rows = {**problem.variables, **constants()}, problem.encoder, problem.predictor
+    losses = [
+        jax_rnnt.rnnt_loss_joint(f, *rows, **rest_of(problem.batch)) for f in (joint, wrapped)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-12)
 
 
 def test_no_leaked_tracers() -> None:

@@ -229,7 +229,7 @@ def test_errors() -> None:
         jax_rnnt.rnnt_best_labels_packed(logits[:, 0], t, u, max_labels=2)
     with pytest.raises(ValueError, match=r"label_lengths\[0\] is 2.*U = 1"):
         jax_rnnt.rnnt_align_packed_from_arcs(*logits.T, t, u, max_labels=1)
-    with pytest.raises(TypeError, match="posteriors is a ndarray"):
+    with pytest.raises(TypeError, match="posteriors is of type ndarray"):
         jax_rnnt.expected_emission_frames_packed(logits, t, u, max_labels=2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"posteriors.label has shape \(6, 2\)"):
         jax_rnnt.expected_emission_frames_packed(Posteriors(logits, logits), t, u, max_labels=2)

@@ -234,7 +234,7 @@ def test_messages_of_ranges() -> None:
     find(posteriors, s_range=1, topology="modified")
     find(Posteriors(blank[..., :1], label[..., :1]), s_range=1)
     raises(ValueError, "topology is 'both'", find, posteriors, s_range=2, topology="both")
-    raises(TypeError, "posteriors is a ndarray", find, blank, s_range=2)
+    raises(TypeError, "posteriors is of type ndarray", find, blank, s_range=2)
     raises(ValueError, r"posteriors.label has shape", find, (blank, label[:, :2]), s_range=2)
     raises(
         TypeError, r"posteriors.blank has dtype int", find, (blank.astype(int), label), s_range=2

@@ -13,7 +13,7 @@ import pytest
 from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 
-from jax_rnnt import check_inputs, rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_packed
+from jax_rnnt import check_inputs, extended, rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_packed
 from jax_rnnt.arcs import arcs_fwd
 from jax_rnnt.types import ArcsOptions
 
@@ -200,6 +200,15 @@ def check_improbable_paths(implementation: str, first: float, second: float) -> 
 @pytest.mark.parametrize(("first", "second"), IMPROBABLE)
 def test_improbable_paths_compare(implementation: str, first: float, second: float) -> None:
     check_improbable_paths(implementation, first, second)
+
+
+def test_pure_jax_exponentials_round_each_product() -> None:
+    """As processors without fused multiplication do: outside of jit each operation is by itself."""
+    x = np.array([x for pair in IMPROBABLE for x in pair] + [-0.3, -87.5, -1e3, 5.25], np.float32)
+    found = extended.exp(jnp.asarray(x))
+    exponents = np.asarray(found.exponent, np.float64) * np.log(2)
+    logarithms = np.log(np.asarray(found.mantissa, np.float64)) + exponents
+    np.testing.assert_allclose(logarithms, x.astype(np.float64), rtol=1e-12, atol=2e-7)
 
 
 def test_left_out_utterance_without_rows() -> None:

@@ -166,6 +166,43 @@ def test_shard_map(band: tuple[np.ndarray, ...], devices: list[jax.Device]) -> N
     np.testing.assert_allclose(found[1], d_lm.sum(0, keepdims=True), rtol=1e-12, atol=1e-12)
 
 
+def test_features_divided(band: tuple[np.ndarray, ...], devices: list[jax.Device]) -> None:
+    """Along an explicit axis: rows come divided as they were, and so do gradients."""
+    if not hasattr(jax.sharding, "AxisType"):
+        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
+    am, lm, ranges = band
+    kind = jax.sharding.AxisType.Explicit
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(kind,), devices=devices[:2])
+    wanted = wanted_gradients(am, lm, ranges)
+    with jax.set_mesh(mesh):
+        spec = P(None, None, "model")
+        rows = jax.device_put((am, lm), NamedSharding(mesh, spec))
+        for step in (gradients := jax.grad(lambda *x: pruned(*x, ranges).sum(), (0, 1)),
+                     jax.jit(gradients)):  # fmt: skip
+            found = step(*rows)
+            assert [jax.typeof(x).sharding.spec for x in found] == [spec, spec]
+            for x, y in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
 def test_kernel_is_used(band: tuple[np.ndarray, ...]) -> None:
     step = jax.jit(jax.grad(lambda *x: pruned(*x).sum(), (0, 1)))
     assert our_targets(step, *band) == {"jax_rnnt_row_sums"}
+
+
+def test_pure_jax_is_pure(band: tuple[np.ndarray, ...]) -> None:
+    """The pruned joint loss takes rows by the implementation that it was asked for."""
+    am, lm, ranges = band
+
+    def loss(implementation: Any) -> Any:
+        return lambda *rows: jax_rnnt.rnnt_loss_pruned_joint(
+            lambda params, x, y: x + y, (), *rows, np.ones((B, U), int), ranges,
+            implementation=implementation,
+        ).sum()  # fmt: skip
+
+    pure, native = (jax.value_and_grad(loss(name), (0, 1)) for name in ("xla", "native"))
+    assert our_targets(pure, am, lm) == set() < our_targets(native, am, lm)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-12),
+        *(jax.jit(step)(am, lm) for step in (pure, native)),
+    )

@@ -54,6 +54,12 @@ def explicit_sharding(x: Any) -> NamedSharding | None:
     return sharding if sharding is not None and any(sharding.spec) else None
 
 
+def has_whole_rows(x: jax.Array) -> bool:
+    """Whether no explicit axis of a mesh divides the last dimension."""
+    sharding = explicit_sharding(x)
+    return sharding is None or len(sharding.spec) < x.ndim or sharding.spec[x.ndim - 1] is None
+
+
 def with_batch_sharding_of(reference: jax.Array, num_batch_dims: int, x: jax.Array) -> jax.Array:
     """`x`, on an explicit mesh divided as `reference` is in its leading dimensions, else whole.
 

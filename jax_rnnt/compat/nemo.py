@@ -10,7 +10,7 @@ not. The multi-blank and the token-and-duration losses of NeMo are not here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ import jax_rnnt
 
 from ..reduction import reduce_losses
 from ..types import Array, Reduction
-from ..validation import one_of
+from ..validation import as_array, one_of
 from ._names import arguments_named
 
 __all__ = ["RNNTLoss", "RNNTLossNumba", "rnnt_loss"]
@@ -114,18 +114,20 @@ class RNNTLoss:
       loss_kwargs: `"fastemit_lambda"` and `"clamp"` of the first two.
 
     Raises:
-      ValueError: an unknown reduction, loss or option.
+      TypeError, ValueError: an unknown reduction, loss or option.
     """
 
     num_classes: int
     reduction: NemoReduction | None = "mean_batch"
     loss_name: _Loss = "default"
-    loss_kwargs: Mapping[str, Any] | None = None
+    loss_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)  # for `jax.jit`
 
     def __post_init__(self) -> None:
         if self.reduction is not None:
             one_of("reduction", self.reduction, NemoReduction)
         one_of("loss_name", self.loss_name, _Loss)
+        if not isinstance(self.loss_kwargs, Mapping | None):
+            raise TypeError(f"loss_kwargs is {self.loss_kwargs!r}; expected a mapping or None.")
         for name in self.loss_kwargs or {}:
             if self.loss_name not in _WITH_OPTIONS:
                 raise ValueError(
@@ -153,16 +155,17 @@ class RNNTLoss:
         """
         operands = log_probs, targets, input_lengths, target_lengths
         losses = _losses(*operands, self.num_classes, **(self.loss_kwargs or {}))
-        counts = jnp.asarray(target_lengths)
         match self.reduction:
             case None:
                 return losses
             case "sum":
                 return losses.sum()
-            case "mean_volume":
-                return losses.sum() / jnp.maximum(counts.sum(), 1).astype(losses.dtype)
-            case "mean":
-                losses = losses / jnp.maximum(counts, 1).astype(losses.dtype)
+            case "mean_batch":
+                return reduce_losses(losses, "mean", None)
+        counts = jnp.asarray(as_array("target_lengths", target_lengths))
+        if self.reduction == "mean_volume":
+            return losses.sum() / jnp.maximum(counts.sum(), 1).astype(losses.dtype)
+        losses = losses / jnp.maximum(counts, 1).astype(losses.dtype)
         return reduce_losses(losses, "mean", None)
 
     forward = __call__

@@ -20,7 +20,15 @@ from ..bounds import clip_to_int32
 from ..numerics import axis_index
 from ..reduction import reduce_losses
 from ..types import Array, Reduction
-from ..validation import as_array, float_scores, integer_argument, is_known, one_of, static_bool
+from ..validation import (
+    as_array,
+    float_scores,
+    integer_argument,
+    is_known,
+    one_of,
+    static_bool,
+    whole_number,
+)
 from ._names import arguments_named
 
 __all__ = ["rnnt_loss"]
@@ -60,6 +68,7 @@ def rnnt_loss(
       compact: packed log-probabilities and labels, see `jax_rnnt.rnnt_loss_packed`.
     """
     static_bool("gather", gather)
+    blank = whole_number("blank", blank, minimum=-1)
     how: Reduction = one_of("reduction", "none" if reduction is None else reduction, Reduction)
     lengths = (
         _integers("frames_lengths", frames_lengths),
@@ -108,6 +117,8 @@ def _integers(name: str, value: Any) -> Array:
 def _compact_labels(labels: Any, lengths: Array) -> tuple[Array, int]:
     """Labels `(sum of U_n,)`, and the most that an utterance has: all, if that is not known."""
     labels = _integers("labels", labels)
+    if lengths.ndim != 1:
+        raise ValueError(f"labels_lengths has shape {lengths.shape}; expected (N,).")
     if labels.ndim != 1:
         raise ValueError(
             f"labels has shape {labels.shape}; expected (sum of labels_lengths,) with compact=True."
