@@ -115,7 +115,7 @@ void factored_classes(const FactoredBackward& p, DType dtype, int64_t begin, int
 }
 
 void row_sums(const RowSums& p, DType dtype, int64_t begin, int64_t end) {
-  for_each_item(dtype, begin, end, [&](auto in, int64_t item) { row_sum<decltype(in)>(p, item); });
+  with_storage_type(dtype, [&](auto in) { sum_rows<decltype(in)>(p, begin, end); });
 }
 
 }  // namespace

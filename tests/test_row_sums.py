@@ -43,7 +43,8 @@ SIZES = {  # batch, rows, sums, columns
     "no batch": ((0,), 5, 3, 4),
     "two batch dimensions": ((2, 3), 33, 4, 16),
     "more columns than a warp": ((2,), 300, 9, 133),
-    "more columns than are summed at a time": ((1,), 70, 3, 2051),
+    "more columns than are summed at a time": ((1,), 70, 3, 4103),
+    "more sums than are summed at a time": ((2,), 900, 700, 9),
     "most in one sum": ((2,), 1000, 300, 3),
 }
 
