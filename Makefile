@@ -40,7 +40,7 @@ GPU_SUITE_SECONDS ?= 480
 GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
 .PHONY: setup test test-cpu test-emulated test-gpu-programs demo bench docs lint format clean \
-        gpu-compiler build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
+        gpu-compiler bench-gpu-memory build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 
 $(VENV)/.installed: $(BUILD_INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_rnnt needs Python 3.11 or newer; set PYTHON=")'
@@ -94,6 +94,10 @@ $(GPU_COMPILER)/.installed: $(VENV)/.installed
 test-gpu-programs: gpu-compiler
 	JAX_PLATFORMS=cpu PYTHONPATH=$(GPU_COMPILER) \
 	  $(BIN)/python -m pytest -n auto --fail-on-skip tests/test_gpu_programs.py
+
+bench-gpu-memory: gpu-compiler
+	JAX_PLATFORMS=cpu PYTHONPATH=$(GPU_COMPILER) \
+	  $(BIN)/python benchmarks/gpu_memory.py $(GPU_MEMORY_ARGS)
 
 demo: setup
 	$(BIN)/python examples/train_speech.py $(DEMO_ARGS)

@@ -1,7 +1,6 @@
 """Memory of losses on a GPU, as XLA plans it for an NVIDIA H200; no GPU is needed.
 
-    make gpu-compiler
-    JAX_PLATFORMS=cpu PYTHONPATH=.venv/gpu-compiler .venv/bin/python benchmarks/gpu_memory.py
+    make bench-gpu-memory
 
 First the loss from logits, with its gradient: the most memory at a time, operands and results
 included, beside the bytes of logits and gradient, which every system has whose gradient is not in

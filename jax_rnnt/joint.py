@@ -22,6 +22,7 @@ from .joint_tiles import IntegerOperands, JointOptions, joint_arcs, joint_gradie
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .numerics import accumulator_dtype
+from .random_keys import keys_of_utterances
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -110,7 +111,7 @@ def rnnt_loss_joint(
     """
     encoder, predictor, sizes = validation_joint.joint_operands(encoder_out, predictor_out)
     params = jax.tree.map(jnp.asarray, params)
-    keys, key_impl = validation_joint.row_keys(rng, sizes.batch)
+    keys, key_impl = keys_of_utterances(rng, sizes.batch)
     rows = [jax.ShapeDtypeStruct((2, x.shape[-1]), x.dtype) for x in (encoder, predictor)]
     if rng is not None:
         rows.append(jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=key_impl))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,23 +109,6 @@ def take_apart(
     variables = [for_sums(x) for x in leaves if _leaf(x).varies]
     constants = [_as_data(x) for x in leaves if not _leaf(x).varies]
     return joint, variables, constants, [_as_data(x) for x in arrays]
-
-
-def keys_of_cells(
-    utterances: jax.Array, key_impl: str | None, frames: jax.Array, positions: jax.Array
-) -> jax.Array:
-    """A random key for each cell, which depends on its utterance's, its frame and its position.
-
-    `(*batch, frames, positions)`, of the `(*batch, words)` integers of the utterances' keys,
-    `(*batch, frames)` and `(*batch, frames, positions)`.
-    """
-    size = math.prod(frames.shape[:-1])
-    each = jax.vmap(jax.random.fold_in, (None, 0))
-    data = utterances.reshape(size, utterances.shape[-1])
-    of_utterances = jax.random.wrap_key_data(data, impl=key_impl)
-    of_frames = jax.vmap(each)(of_utterances, frames.reshape(size, frames.shape[-1]))
-    of_cells = jax.vmap(jax.vmap(each))(of_frames, positions.reshape(size, *positions.shape[-2:]))
-    return of_cells.reshape(positions.shape)
 
 
 def _is_same(x: Any, y: Any) -> bool:

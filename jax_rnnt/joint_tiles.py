@@ -13,9 +13,10 @@ from jax import lax
 from ._native.jax_versions import align_varying_axes, varying_zeros
 from .arcs import arcs_bwd, arcs_fwd
 from .boxes import BoxGrid, Tile
-from .joint_function import JointFunction, for_sums, keys_of_cells
+from .joint_function import JointFunction, for_sums
 from .numerics import axis_index
 from .per_shard import per_shard
+from .random_keys import keys_of_cells
 from .types import ArcsOptions, LatticeOptions, Posteriors
 
 _BOX = 16, 8
@@ -142,10 +143,8 @@ class _Parts(NamedTuple):
         positions = jnp.broadcast_to(
             tile.positions[:, None], (*tile.frames.shape, tile.positions.shape[1])
         )
-        of_utterances = keys[tile.utterance]
-        return keys_of_cells(of_utterances, self.options.key_impl, tile.frames, positions).reshape(
-            -1
-        )
+        key_impl, of_utterances = self.options.key_impl, keys[tile.utterance]
+        return keys_of_cells(of_utterances, key_impl, tile.frames, positions).reshape(-1)
 
 
 def _labels_of(labels: jax.Array, tile: Tile) -> jax.Array:

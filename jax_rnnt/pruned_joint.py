@@ -26,7 +26,6 @@ from .joint_function import (
     JointFunction,
     default_rows_per_tile,
     for_sums,
-    keys_of_cells,
     take_apart,
 )
 from .label_windows import only_allowed
@@ -34,6 +33,7 @@ from .lattice import banded_lattice, banded_lattice_score, gradient_weights
 from .numerics import accumulator_dtype, axis_index
 from .per_shard import per_shard, tile_begins
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, band_rows, checked_band
+from .random_keys import keys_of_cells, keys_of_utterances
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -117,7 +117,7 @@ def rnnt_loss_pruned_joint(
         encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
     )
     params = jax.tree.map(jnp.asarray, params)
-    keys, key_impl = validation_joint.row_keys(rng, encoder.shape[:-2])
+    keys, key_impl = keys_of_utterances(rng, encoder.shape[:-2])
     rows = [
         jax.ShapeDtypeStruct((*ranges.shape, x.shape[-1]), x.dtype) for x in (encoder, predictor)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,18 +87,3 @@ def _check_joint_function(joint_fn: Any, num_arguments: int) -> None:
         raise TypeError(
             f"joint_fn has the arguments {signature}; expected a function of {arguments}{why}."
         ) from error
-
-
-def row_keys(rng: jax.Array | None, batch: tuple[int, ...]) -> tuple[jax.Array | None, str | None]:
-    """A random key for each utterance as integers `(*batch, words)`, and their implementation."""
-    if rng is None:
-        return None, None
-    if not isinstance(rng, jax.Array):
-        raise TypeError(f"rng is {rng!r}; expected a random key, as jax.random.key(0).")
-    is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
-    key: Any = rng if is_key else jax.random.wrap_key_data(rng)
-    if key.shape != ():
-        raise ValueError(f"rng has shape {key.shape}; expected a single key.")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(math.prod(batch)))
-    data = jax.random.key_data(keys)
-    return data.reshape(*batch, data.shape[-1]), str(jax.random.key_impl(key))

@@ -24,6 +24,8 @@ import jax_rnnt
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import gpu_memory
+from gpu_memory import loss_and_gradient
 from gpu_target import Program, compile_for_gpu, has_compiler, sharded
 
 pytestmark = [
@@ -194,10 +196,6 @@ def test_alignments() -> None:
         assert launches(program, "kWhile") == []
 
 
-def loss_and_gradient(logits: jax.Array, *rest: jax.Array) -> Any:
-    return jax.value_and_grad(lambda x: jax_rnnt.rnnt_loss(x, *rest).sum())(logits)
-
-
 def of_logits(*shape: int, dtype: Any, sharding: Any = None) -> tuple[Any, ...]:
     """Operands of the loss at `(B, T, U+1, V)`."""
     batch, _, positions, _ = shape
@@ -206,41 +204,38 @@ def of_logits(*shape: int, dtype: Any, sharding: Any = None) -> tuple[Any, ...]:
     return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype, sharding=sharding), operands)
 
 
-def bytes_of(x: jax.ShapeDtypeStruct) -> int:
-    return x.size * x.dtype.itemsize
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: jnp.dtype(d).name)
-@pytest.mark.parametrize("shape", [(16, 1500, 300, 50), (32, 150, 20, 5000)], ids=str)
-def test_memory_of_the_loss(shape: tuple[int, ...], dtype: Any) -> None:
+@pytest.mark.parametrize("dtype", gpu_memory.DTYPES)
+@pytest.mark.parametrize("shape", gpu_memory.LOGITS_SHAPES, ids=str)
+def test_memory_of_the_loss(shape: tuple[int, int, int, int], dtype: str) -> None:
     """Beside logits and gradient no more than six float32 planes `(B, T, U+1)`, beside donated
-    logits, whose gradient has no memory to lend to the recursion, eight; nothing copies the logits.
+    logits, whose gradient has no memory to lend to the recursion, eight.
     """
-    operands = of_logits(*shape, dtype=dtype)
-    size, plane = bytes_of(operands[0]), 4 * math.prod(shape[:3])
-    kept = compile_for_gpu(loss_and_gradient, *operands)
-    assert 2 * size < kept.peak < 2 * size + 6 * plane
-    donated = compile_for_gpu(loss_and_gradient, *operands, donate=0)
-    assert size < donated.peak < size + 8 * plane
-    for program in (kept, donated):
-        moved = re.findall(rf"\[{','.join(map(str, shape))}\]\S* ([\w-]+)\(", program.text)
-        assert set(moved) == {"parameter", "custom-call", "tuple"}
+    found, plane = gpu_memory.of_logits(shape, dtype), 4 * math.prod(shape[:3])
+    both = found["logits_and_gradient"]
+    assert both < found["peak"] < both + 6 * plane
+    assert both / 2 < found["peak_donated"] < both / 2 + 8 * plane
+
+
+@pytest.mark.parametrize("donate", [(), 0], ids=["kept", "donated"])
+def test_nothing_copies_the_logits(donate: Any) -> None:
+    program = compile_for_gpu(
+        loss_and_gradient, *of_logits(B, T, U + 1, V, dtype=jnp.float32), donate=donate
+    )
+    moved = re.findall(rf"\[{B},{T},{U + 1},{V}\]\S* ([\w-]+)\(", program.text)
+    assert set(moved) == {"parameter", "custom-call", "tuple"}
+
+
+def test_memory_of_joint_losses() -> None:
+    """The exact one takes a twentieth of the dense loss at most."""
+    for dtype in gpu_memory.DTYPES:
+        found = gpu_memory.of_librispeech(dtype)
+        assert found["rnnt_loss_joint"] < found["rnnt_loss"] / 20
+        assert found["rnnt_loss_pruned_joint"] < found["rnnt_loss_pruned"]
 
 
 def joint_loss_and_gradient(variables: Any, *rest: Any) -> Any:
     def loss(variables: Any) -> jax.Array:
         return jax_rnnt.rnnt_loss_joint(jax_rnnt.LinearJoint(), *variables, *rest).sum()
-
-    return jax.value_and_grad(loss)(variables)
-
-
-def dense_loss_and_gradient(variables: Any, *rest: Any) -> Any:
-    def loss(variables: Any) -> jax.Array:
-        kernel, encoder, predictor = variables
-        encoder, predictor = encoder[:, :, None], predictor[:, None]
-        cells = jnp.broadcast_shapes(encoder.shape, predictor.shape)
-        rows = (jnp.broadcast_to(x, cells) for x in (encoder, predictor))
-        return jax_rnnt.rnnt_loss(jax_rnnt.LinearJoint()(kernel, *rows), *rest).sum()
 
     return jax.value_and_grad(loss)(variables)
 
@@ -256,14 +251,6 @@ def of_librispeech(classes: int, sharding: Any = None, replicated: Any = None) -
     return ({"kernel": kernel}, encoder, predictor), *(
         array(*x, sharding=sharding) for x in integers
     )
-
-
-def test_memory_of_joint_loss() -> None:
-    """A thirtieth of the dense loss, in bfloat16."""
-    operands = of_librispeech(500)
-    dense = compile_for_gpu(dense_loss_and_gradient, *operands)
-    joint = compile_for_gpu(joint_loss_and_gradient, *operands)
-    assert joint.temporaries < dense.temporaries / 30
 
 
 ONE_GRAPH = """

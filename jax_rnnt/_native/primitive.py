@@ -114,6 +114,7 @@ def native_primitive(
         return lower_fallback(ctx, *operands, native=native, **params)
 
     mlir.register_lowering(primitive, lower_fallback)
+    # Nothing is missing where no platform has a kernel.
     if "cuda" not in KERNELS and platforms_with(target):
         mlir.register_lowering(primitive, lower_without_cuda_kernels, platform="cuda")
     for platform in platforms_with(target):
