@@ -21,6 +21,7 @@ from .joint_function import JointCallable, default_rows_per_tile, take_apart
 from .joint_tiles import IntegerOperands, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
+from .linear_joint import with_whole_vectors
 from .numerics import accumulator_dtype
 from .random_keys import keys_of_utterances
 from .reduction import negative, reduce_losses
@@ -116,6 +117,7 @@ def rnnt_loss_joint(
     if rng is not None:
         rows.append(jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=key_impl))))
     logits, closed_over = validation_joint.traced_logits(joint_fn, (2,), "(n, V)", params, *rows)
+    joint_fn, params = with_whole_vectors(joint_fn, params, logits)
     joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
     sizes = Sizes(sizes.batch, sizes.T, sizes.U, logits.shape[-1])
     utterances = Utterances(

@@ -9,11 +9,16 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ._native.jax_versions import align_varying_axes
-from .numerics import accumulator_dtype
+from ._native.jax_versions import align_varying_axes, replicated
+from .numerics import accumulator_dtype, axis_index
 from .validation import one_of
 
 Activation: TypeAlias = Literal["tanh", "relu"]
+
+_VECTOR = 16
+"""Classes that matrix products take together."""
+_MOST_SPARE = 1 / 4
+"""Of the classes: not to have few of them outweighed."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class LinearJoint:
     It can be called with arrays of any equal shapes `(..., D)`, too; then it returns `(..., V)`
     logits. With bfloat16 or float16 input, the matrix products take that dtype and sum in float32,
     logits are float32, and the gradients of kernel and bias are summed in float32 over all cells of
-    the batch, which those of a function that casts by itself are not.
+    the batch, which those of a function that casts by itself are not. Where the losses run it in
+    tiles, they add classes without probability that fill up rows of logits to whole vectors.
 
     Its parameters are a mapping with `"kernel"`, `(D, V)`, and `"bias"`, `(V,)` or left out.
 
@@ -54,6 +60,44 @@ class LinearJoint:
             return logits
         bias = bias.reshape(*[1] * (logits.ndim - 1), -1)  # also where ranks must not be promoted
         return logits + bias.astype(logits.dtype)
+
+
+@dataclass(frozen=True)
+class _WithSpareClasses:
+    """A joint network and parameters of more classes than it has: those behind have logits -inf."""
+
+    joint: LinearJoint
+    num_classes: int
+
+    takes_variables_for_sums: ClassVar[bool] = True
+
+    def __call__(
+        self, params: Mapping[str, jax.Array], encoder_rows: jax.Array, predictor_rows: jax.Array
+    ) -> jax.Array:
+        if "bias" not in params:
+            kernel = params["kernel"]
+            is_class = axis_index(1, 0, kernel.shape[-1]) < self.num_classes
+            params = {"kernel": kernel, "bias": jnp.where(is_class, 0, -jnp.inf)}
+        return self.joint(params, encoder_rows, predictor_rows)
+
+
+def with_whole_vectors(joint_fn: Any, params: Any, logits: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+    """A joint network for tiles, and its parameters: its rows of logits are whole vectors, if that
+    takes few more classes.
+
+    Matrix products are faster so on a CPU; on a GPU, XLA makes kernels of 16-bit numbers wider by
+    itself, and copies the logits to make them narrower again. Neither loss nor gradients change.
+    """
+    num_classes = logits.shape[-1]
+    spare = -num_classes % _VECTOR
+    if type(joint_fn) is not LinearJoint or spare == 0 or spare > num_classes * _MOST_SPARE:
+        return joint_fn, params
+    kernel, bias = params["kernel"], params.get("bias")
+    padded = {"kernel": jnp.pad(replicated(kernel), ((0, 0), (0, spare)))}
+    if bias is not None:
+        bias = replicated(bias).astype(logits.dtype)
+        padded["bias"] = jnp.pad(bias, (0, spare), constant_values=-jnp.inf)
+    return _WithSpareClasses(joint_fn, num_classes), padded
 
 
 def _checked(

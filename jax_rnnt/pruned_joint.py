@@ -30,6 +30,7 @@ from .joint_function import (
 )
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
+from .linear_joint import with_whole_vectors
 from .numerics import accumulator_dtype, axis_index
 from .per_shard import per_shard, tile_begins
 from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, band_rows, checked_band
@@ -127,6 +128,7 @@ def rnnt_loss_pruned_joint(
     logits, closed_over = validation_joint.traced_logits(
         joint_fn, ranges.shape, "(*batch, T, S, V)", params, *rows
     )
+    joint_fn, params = with_whole_vectors(joint_fn, params, logits)
     joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
     utterances = Utterances(
         labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,

@@ -48,6 +48,7 @@ class Case(NamedTuple):
 
 
 ROWS, HALVES = (B, T, U + 1, V), ((B, T, V), (B, U + 1, V))
+SPARED = 14  # classes, for which `LinearJoint` has more in tiles
 JOINED = ((D, V), (B, T, D), (B, U + 1, D))
 BY_CLASS, IN_HALVES = P("data", None, None, "model"), (P("data", None, "model"),) * 2
 
@@ -94,6 +95,17 @@ CASES = {
         lambda *x, **k: jax_rnnt.rnnt_loss_joint(joint, *x, LABELS, **k),
         JOINED,
         (P(None, "model"), P("data"), P("data")),
+    ),
+    "linear joint": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_joint(
+            jax_rnnt.LinearJoint(),
+            dict(zip(("kernel", "bias"), x[:2], strict=True)),
+            *x[2:],
+            LABELS,
+            **k,
+        ),
+        ((D, SPARED), (SPARED,), *JOINED[1:]),
+        (P(None, "model"), P("model"), P("data"), P("data")),
     ),
     "pruned joint": Case(
         lambda *x, **k: jax_rnnt.rnnt_loss_pruned_joint(joint, *x, LABELS, RANGES, **k),

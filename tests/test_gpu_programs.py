@@ -253,6 +253,16 @@ def of_librispeech(classes: int, sharding: Any = None, replicated: Any = None) -
     )
 
 
+def test_nothing_copies_the_logits_of_tiles() -> None:
+    """Of matrices with as many rows as a tile, the float32 ones are logits and their gradient. For
+    500 classes XLA would make logits of 504, and copy 500 of them.
+    """
+    program = compile_for_gpu(joint_loss_and_gradient, *of_librispeech(500))
+    matrices = re.findall(r"f32\[(\d+),\d+\]\S* ([\w-]+)\(", program.text)
+    tile = max(int(num_rows) for num_rows, _ in matrices)
+    assert {by for num_rows, by in matrices if int(num_rows) == tile} == {"get-tuple-element"}
+
+
 ONE_GRAPH = """
 import sys
 sys.path.insert(0, {folder!r})

@@ -311,6 +311,41 @@ def test_linear_joint(activation: Any, dtype: Any) -> None:
     assert_close(jax.tree.map(lambda x: x.astype(jnp.float64), result), exact, tolerance)
 
 
+@pytest.mark.parametrize("classes", [13, 16, 28, 100])
+@pytest.mark.parametrize("bias", [float, int, None])
+@pytest.mark.parametrize("normalization", ["softmax", "hat", "none"])
+def test_linear_joint_classes(classes: int, bias: Any, normalization: Any) -> None:
+    """Spare classes, which there may be in tiles, change nothing; nor do parameters it ignores."""
+    rng = np.random.default_rng(19)
+    params = {"kernel": jnp.asarray(rng.normal(size=(D, classes))), "other": jnp.ones(2)}
+    if bias:
+        params["bias"] = jnp.asarray(2 * rng.normal(size=classes)).astype(bias)
+    encoder, predictor = (jnp.asarray(rng.normal(size=(2, n, D))) for n in (7, 5))
+    labels = rng.integers(1, classes, size=(2, 4)) - 1
+    options = {
+        "normalization": normalization, "blank_id": classes - 1, "clamp": 0.3, "reduction": "sum",
+    }  # fmt: skip
+
+    def found(params: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+        network = jax_rnnt.LinearJoint()
+        return jax_rnnt.rnnt_loss_joint(network, params, encoder, predictor, labels, **options)
+
+    def wanted(params: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(encoder[:, :, None] + predictor[:, None])
+        offsets = params.get("bias", jnp.zeros(classes)).astype(float)
+        logits = hidden @ params["kernel"] + offsets[None, None, None]
+        return jax_rnnt.rnnt_loss(logits, labels, **options)
+
+    operands = params, encoder, predictor
+    result, expected = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), allow_int=True))(*operands)
+        for loss in (found, wanted)
+    )
+    if bias is int:
+        del result[1][0]["bias"], expected[1][0]["bias"]  # there are none
+    assert_close(result, expected)
+
+
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [

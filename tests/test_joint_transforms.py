@@ -191,6 +191,30 @@ def test_linear_joint_in_shard_map(devices: list[jax.Device]) -> None:
     assert_close(jax.jit(step)(params, *rows), jax.grad(total, 1)(plain, params, *rows))
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_spare_classes_in_shard_map(bias: bool, devices: list[jax.Device]) -> None:
+    """In the loss, where `LinearJoint` has more classes than its parameters."""
+    rng = np.random.default_rng(1)
+    classes, size = 13, len(devices)
+    params = {"kernel": jnp.asarray(rng.normal(size=(3, classes)))}
+    if bias:
+        params["bias"] = jnp.asarray(rng.normal(size=classes))
+    rows = [jnp.asarray(rng.normal(size=(size, n, 3))) for n in (5, 3)]
+    labels = rng.integers(1, classes, size=(size, 2))
+
+    def total(*args: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_joint(jax_rnnt.LinearJoint(), *args, reduction="sum")
+
+    step = jax.shard_map(
+        jax.grad(lambda *args: jax.lax.psum(total(*args), "data"), argnums=(0, 1, 2)),
+        mesh=Mesh(np.array(devices), ("data",)),
+        in_specs=(PartitionSpec(), DATA, DATA, DATA),
+        out_specs=(PartitionSpec(), DATA, DATA),
+    )
+    wanted = jax.grad(total, argnums=(0, 1, 2))(params, *rows, labels)
+    assert_close(jax.jit(step)(params, *rows, labels), wanted)
+
+
 def test_export(problem: Problem, operands: Any, wanted: Any) -> None:
     """Serialised with a symbolic batch; for TPU there is no custom call of ours."""
     from jax.export import deserialize, symbolic_shape
