@@ -22,6 +22,8 @@ SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_latt
                    test_factored.py::test_small_lattices test_row_sums.py) -k "not xla"
 # Memory is NaN until it is written.
 ASAN_OPTIONS := detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255
+AARCH64_TESTS ?= tests/test_targets.py tests/test_second_order.py tests/test_decoding.py \
+                 tests/test_pruned_joint.py $(EMULATED_TESTS)
 RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.py test_alignment.py \
               test_pruning.py test_in_place.py test_packed_alignment.py test_factored.py \
               test_row_sums.py) \
@@ -39,7 +41,7 @@ GPU_SUITE_SECONDS ?= 480
 # The workers share the card: each takes memory as it needs it.
 GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
-.PHONY: setup test test-cpu test-emulated test-gpu-programs demo bench docs lint format clean \
+.PHONY: setup test test-cpu test-emulated test-aarch64 test-gpu-programs demo bench docs lint format clean \
         gpu-compiler bench-gpu-memory build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 
 $(VENV)/.installed: $(BUILD_INPUTS)
@@ -89,6 +91,12 @@ $(GPU_COMPILER)/.installed: $(VENV)/.installed
 	  "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version" \
 	  $(if $(CUDA_EXTRA),"nvidia-cuda-nvcc==13.0.*" "nvidia-nvvm==13.0.*")
 	touch $@
+
+# On aarch64, which QEMU emulates: about half an hour on two cores.
+test-aarch64: setup
+	$(BIN)/python tests/aarch64.py $(VENV)/aarch64
+	XLA_FLAGS="$(QUICK_COMPILATION)" \
+	  $(VENV)/aarch64/python -m pytest -n auto --dist worksteal $(AARCH64_TESTS)
 
 # What XLA makes of the losses for a GPU that is not there.
 test-gpu-programs: gpu-compiler
