@@ -6,7 +6,8 @@ First the loss from logits, with its gradient: the most memory at a time, operan
 included, beside the bytes of logits and gradient, which every system has whose gradient is not in
 the memory of the logits; and where they are donated, so that it is. Then 30 utterances of
 LibriSpeech with a joint network, with the gradient by everything: temporaries of the dense loss
-and of those that have no logits, or fewer.
+and of those that have no logits, or fewer. Last, the dense loss of bfloat16 logits padded to
+numbers of rows and of classes that are multiples of eight, or are not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ import jax_rnnt
 LOGITS_SHAPES = [(16, 1500, 300, 50), (32, 150, 20, 5000)]
 DTYPES = ("float32", "bfloat16")
 WIDTH, CLASSES = 512, 500
+LONGEST = max(frames for frames, _ in UTTERANCES)
+# Frames and classes.
+MULTIPLES = [(LONGEST, CLASSES), (LONGEST, 504), (440, CLASSES), (440, 504)]
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "rnnt_loss": exact,
@@ -61,16 +65,16 @@ def of_logits(shape: tuple[int, int, int, int], dtype: str) -> dict[str, Any]:
     }
 
 
-def of_librispeech(dtype: str) -> dict[str, int]:
-    """Bytes of temporaries of each loss with the gradient by all parameters."""
-    problem = make_problem(UTTERANCES, WIDTH, CLASSES)
+def of_librispeech(name: str, dtype: str, *, frames: int = LONGEST, classes: int = CLASSES) -> int:
+    """Bytes of temporaries of a loss with the gradient by all parameters; the longest utterance has
+    so many frames.
+    """
+    utterances = [(frames if t == LONGEST else t, u) for t, u in UTTERANCES]
+    problem = make_problem(utterances, WIDTH, classes)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), problem.params)
-    found = {}
-    for name, loss in LOSSES.items():
-        # Lengths are known, as the packed loss needs them.
-        step = jax.value_and_grad(partial(loss, constants=problem.constants))
-        found[name] = compile_for_gpu(step, params).temporaries
-    return found
+    # Lengths are known, as the packed loss needs them.
+    step = jax.value_and_grad(partial(LOSSES[name], constants=problem.constants))
+    return compile_for_gpu(step, params).temporaries
 
 
 def main() -> None:
@@ -82,7 +86,13 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": command_line(), "compiled_for": CARD, "machine": machine(),
         "logits": [of_logits(shape, dtype) for shape in LOGITS_SHAPES for dtype in DTYPES],
-        "librispeech": {dtype: of_librispeech(dtype) for dtype in DTYPES},
+        "librispeech": {
+            dtype: {name: of_librispeech(name, dtype) for name in LOSSES} for dtype in DTYPES
+        },
+        "multiples_of_eight": [
+            (T, V, of_librispeech("rnnt_loss", "bfloat16", frames=T, classes=V))
+            for T, V in MULTIPLES
+        ],
     }  # fmt: skip
 
     print("| B, T, U+1, V | dtype | logits + gradient MB | at most MB | of it | logits donated |")
@@ -102,6 +112,9 @@ def main() -> None:
             less = of_dtype["rnnt_loss"] / of_dtype[name]
             cells.append(f"{of_dtype[name] / 1e6:.1f} | {less:.1f}×")
         print(f"| `{name}` | " + " | ".join(cells) + " |")
+    print("\n| T | V | `rnnt_loss`, bfloat16 MB |\n|---|---|---|")
+    for T, V, size in report["multiples_of_eight"]:
+        print(f"| {T} | {V} | {size / 1e6:.0f} |")
     write_report(args.output, report)
     print(f"\nwritten to {args.output}")
 

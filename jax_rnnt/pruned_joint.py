@@ -221,11 +221,15 @@ class _Options:
 
 
 def _frames_per_tile(shape: tuple[int, ...], rows_per_tile: int) -> int:
-    """Of equal tiles with about so many rows of logits of this shape."""
+    """Of about equal tiles with about so many rows of logits of this shape. Rows are a multiple of
+    eight: of other 16-bit matrices XLA makes copies on a GPU.
+    """
     *batch, T, S, _ = shape
     utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)
     tiles = -(-T // max(rows_per_tile // max(utterances * S, 1), 1))
-    return -(-T // max(tiles, 1))
+    frames = -(-T // max(tiles, 1))
+    step = 8 // math.gcd(utterances * S, 8)
+    return min(-(-frames // step) * step, T) if frames >= 4 * step else frames
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
