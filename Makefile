@@ -41,8 +41,8 @@ GPU_SUITE_SECONDS ?= 480
 # The workers share the card: each takes memory as it needs it.
 GPU_ENV := XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_CLIENT_MEM_FRACTION=.3
 
-.PHONY: setup test test-cpu test-emulated test-aarch64 test-gpu-programs demo bench docs lint format clean \
-        gpu-compiler bench-gpu-memory build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
+.PHONY: setup test test-cpu test-emulated test-aarch64 test-gpu-programs demo bench docs lint \
+        format clean gpu-compiler bench-gpu-memory build-gpu test-gpu suite-gpu sanitize-gpu bench-gpu
 
 $(VENV)/.installed: $(BUILD_INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_rnnt needs Python 3.11 or newer; set PYTHON=")'

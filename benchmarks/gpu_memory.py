@@ -90,7 +90,7 @@ def main() -> None:
             dtype: {name: of_librispeech(name, dtype) for name in LOSSES} for dtype in DTYPES
         },
         "multiples_of_eight": [
-            (T, V, of_librispeech("rnnt_loss", "bfloat16", frames=T, classes=V))
+            {"T": T, "V": V, "bytes": of_librispeech("rnnt_loss", "bfloat16", frames=T, classes=V)}
             for T, V in MULTIPLES
         ],
     }  # fmt: skip
@@ -113,8 +113,8 @@ def main() -> None:
             cells.append(f"{of_dtype[name] / 1e6:.1f} | {less:.1f}×")
         print(f"| `{name}` | " + " | ".join(cells) + " |")
     print("\n| T | V | `rnnt_loss`, bfloat16 MB |\n|---|---|---|")
-    for T, V, size in report["multiples_of_eight"]:
-        print(f"| {T} | {V} | {size / 1e6:.0f} |")
+    for found in report["multiples_of_eight"]:
+        print(f"| {found['T']} | {found['V']} | {found['bytes'] / 1e6:.0f} |")
     write_report(args.output, report)
     print(f"\nwritten to {args.output}")
 
