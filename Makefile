@@ -92,7 +92,7 @@ $(GPU_COMPILER)/.installed: $(VENV)/.installed
 	  $(if $(CUDA_EXTRA),"nvidia-cuda-nvcc==13.0.*" "nvidia-nvvm==13.0.*")
 	touch $@
 
-# On aarch64, which QEMU emulates: about half an hour on two cores.
+# On aarch64, which QEMU emulates: under an hour on two cores.
 test-aarch64: setup
 	$(BIN)/python tests/aarch64.py $(VENV)/aarch64
 	XLA_FLAGS="$(QUICK_COMPILATION)" \
