@@ -221,8 +221,8 @@ class _Options:
 
 
 def _frames_per_tile(shape: tuple[int, ...], rows_per_tile: int) -> int:
-    """Of about equal tiles with about so many rows of logits of this shape. Rows are a multiple of
-    eight: of other 16-bit matrices XLA makes copies on a GPU.
+    """Of about equal tiles with about so many rows of logits of this shape. Unless tiles are short,
+    rows are a multiple of eight: of other 16-bit matrices XLA makes copies on a GPU.
     """
     *batch, T, S, _ = shape
     utterances = math.prod(n if isinstance(n, int) else _SYMBOLIC_BATCH for n in batch)

@@ -19,7 +19,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-HERE = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent
 QEMU, COMPILER = "qemu-aarch64-static", "aarch64-linux-gnu-g++"
 WHEELS = ("manylinux_2_28", "manylinux_2_27", "manylinux2014", "manylinux_2_17", "linux")
 PACKAGES = (
@@ -74,8 +74,12 @@ class Machine:
         *numbers, include = found.split()
         if numbers != [str(n) for n in sys.version_info[:2]]:
             sys.exit(f"Debian's Python is {'.'.join(numbers)}; run this with the same version")
-        if not self.site.exists():
-            self._install(".".join(numbers), *(f"{name}=={version(name)}" for name in PACKAGES))
+        pinned = [f"{name}=={version(name)}" for name in PACKAGES]
+        installed = self.directory / "installed.txt"
+        if not installed.exists() or installed.read_text().split() != pinned:
+            shutil.rmtree(self.site, ignore_errors=True)
+            self._install(".".join(numbers), *pinned)
+            installed.write_text("\n".join(pinned))
         wheel = self._build("".join(numbers), include)
         self._install(".".join(numbers), "--no-deps", str(wheel))
 
@@ -116,10 +120,13 @@ class Machine:
             "SETUPTOOLS_EXT_SUFFIX": f".cpython-{python}-aarch64-linux-gnu.so",
         }
         wheels = self.directory / "wheels"
+        shutil.rmtree(wheels, ignore_errors=True)
         build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"-w{wheels}"]
         settings = [f"-Ccmake.define.{name}={value}" for name, value in definitions.items()]
         settings.append(f"-Cbuild-dir={self.directory / 'build'}")
-        subprocess.run([*build, *settings, str(HERE)], env=os.environ | environment, check=True)
+        subprocess.run(
+            [*build, *settings, str(REPOSITORY)], env=os.environ | environment, check=True
+        )
         (wheel,) = wheels.iterdir()
         return wheel
 

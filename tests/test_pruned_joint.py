@@ -225,6 +225,41 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.cpu_only("so little memory that the workspace of a GPU's matrix products counts")
+@pytest.mark.parametrize("classes", [13, 16, 28])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_linear_joint(monkeypatch: pytest.MonkeyPatch, classes: int, bias: bool) -> None:
+    """Spare classes in tiles, and tiles that overlap to have multiples of eight rows."""
+    monkeypatch.setattr("jax_rnnt.pruned_joint.default_rows_per_tile", lambda *_: 340)
+    rng = np.random.default_rng(19)
+    size, frames, labels, width, cells = 3, 70, 6, 4, 3
+    params = {"kernel": jnp.asarray(rng.normal(size=(width, classes)))}
+    if bias:
+        params["bias"] = jnp.asarray(rng.normal(size=classes))
+    rows = [jnp.asarray(rng.normal(size=(size, n, width))) for n in (frames, labels + 1)]
+    targets = rng.integers(1, classes, size=(size, labels))
+    starts = np.minimum(np.arange(frames) // 10, labels + 1 - cells)
+    ranges = np.tile(starts[:, None] + np.arange(cells), (size, 1, 1))
+
+    def found(params: Any, *rows: jax.Array) -> jax.Array:
+        network = jax_rnnt.LinearJoint()
+        return jax_rnnt.rnnt_loss_pruned_joint(
+            network, params, *rows, targets, ranges, reduction="sum"
+        )
+
+    def wanted(params: Any, *rows: jax.Array) -> jax.Array:
+        encoder, predictor = jax_rnnt.do_rnnt_pruning(*rows, ranges)
+        offsets = params.get("bias", jnp.zeros(classes))[None, None, None]
+        logits = jnp.tanh(encoder + predictor) @ params["kernel"] + offsets
+        return jax_rnnt.rnnt_loss_pruned(logits, targets, ranges, reduction="sum")
+
+    result, expected = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(params, *rows)
+        for loss in (found, wanted)
+    )
+    assert np.isfinite(expected[0])
+    assert_close(result, expected)
+
+
 @pytest.mark.parametrize(
     ("frames", "classes", "width", "frames_per_tile"), [(400, 500, 32, 10), (4000, 8, 512, None)]
 )
