@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 import jax
 
 import jax_rnnt
+
+_MOST_OF_A_LINE = 240
 
 
 def wall_seconds(call: Callable[[], Any]) -> float:
@@ -83,5 +86,13 @@ def machine() -> dict[str, Any]:
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
+    """As JSON. What has no parts stands on a line of its own if it fits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    text = json.dumps(report, indent=2)
+    path.write_text(re.sub(r"[\[{][^\[\]{}]*[\]}]", _on_one_line, text) + "\n")
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    text = found[0]
+    line = text[0] + re.sub(r"\n\s*", " ", text[1:-1]).strip() + text[-1]
+    return line if len(line) <= _MOST_OF_A_LINE else text

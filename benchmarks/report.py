@@ -1,9 +1,9 @@
 """Turns what `suite.py` and `threads.py` measured into tables and pictures, in the documentation
 and the README.
 
-    python benchmarks/report.py [RESULTS [THREADS]] [--print]
+    python benchmarks/report.py [RESULTS [THREADS ...]] [--print]
 
-By default of `benchmarks/results/cpu.json` and `threads.json`.
+By default of `benchmarks/results/cpu.json` and `threads-*.json`, one for each machine.
 
 Tables stand between `<!-- benchmark NAME -->` and `<!-- end -->`; their text is replaced. With
 `--print`, all tables are printed and no file is touched.
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from results import ARITHMETIC, FLOOR, IN_PLACE, MATRIX_PRODUCTS, Results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
-THREADS_RESULTS = RESULTS.with_name("threads.json")
+THREADS_RESULTS = sorted(RESULTS.parent.glob("threads-*.json"))
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 IMAGES = ROOT / "docs" / "images"
 
@@ -35,6 +36,8 @@ NAMES = {
     "warprnnt_pytorch": "warp-transducer",
 }
 """Of the other systems, by that of their module."""
+ENOUGH = 1.7
+"""Times that two threads should be faster, of what takes long enough."""
 PEERS_PICTURE = "Time of the loss with its gradient by all systems, on one thread"
 
 
@@ -234,33 +237,71 @@ def overhead(results: Results) -> str:
     return f"{calls}\n\n{compiling}"
 
 
-def threads(report: dict[str, Any]) -> str:
+Calls = dict[str, Any]
+"""What `threads.py` measured of a step, by name."""
+
+
+def _calls_of_threads(reports: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[Calls]]:
+    """By op, sizes, dtype and step, those of each report; none where the call was too short."""
+    found: dict[tuple[str, ...], list[Calls]] = {}
+    for i, report in enumerate(reports):
+        for case in report["cases"]:
+            op = f"`{case['op']}`" if case["op"].startswith("rnnt") else case["op"]
+            sizes = ", ".join(f"{name}={n}" for name, n in case["sizes"].items())
+            for step, calls in case["steps"].items():
+                row = found.setdefault((op, sizes, case["dtype"], step), [{} for _ in reports])
+                row[i] = calls
+    return found
+
+
+def _gain(calls: Calls, name: str = "native") -> float | None:
+    return calls[name]["gain"] if name in calls else None
+
+
+def threads(reports: Sequence[dict[str, Any]]) -> str:
     """How many times faster two threads are, also at what no implementation can do without."""
     rows = []
-    for case in report["cases"]:
-        sizes = ", ".join(f"{name}={n}" for name, n in case["sizes"].items())
-        for step, calls in case["steps"].items():
-            gains = {name: call["gain"] for name, call in calls.items()}
-            others = IN_PLACE, _fastest_floor(calls), ARITHMETIC, MATRIX_PRODUCTS
-            rows.append(
-                [
-                    f"`{case['op']}`" if case["op"].startswith("rnnt") else case["op"],
-                    sizes,
-                    case["dtype"],
-                    step,
-                    number(calls["native"]["threads"]["1"]["median"]),
-                    ratio(gains["native"]),
-                    *(ratio(gains.get(name)) for name in others),
-                ]
-            )
-    head = (
-        "op, sizes, dtype, step, 1 thread ms, gain, in place, streaming, arithmetic, "
-        "matrix products"
-    )
-    return table(head, rows)
+    for case, of_reports in _calls_of_threads(reports).items():
+        cells: list[str] = []
+        for calls in of_reports:
+            one = calls["native"]["threads"]["1"]["median"] if calls else None
+            bound = MATRIX_PRODUCTS if MATRIX_PRODUCTS in calls else _fastest_floor(calls)
+            gains = (_gain(calls, name) for name in ("native", IN_PLACE, bound))
+            cells += [number(one), *map(ratio, gains)]
+        rows.append([*case, *cells])
+    names = [_short_name(report) for report in reports]
+    of_each = (f"{name} ms, gain, in place, bound" for name in names)
+    return table(", ".join(("op, sizes, dtype, step", *of_each)), rows)
 
 
-def _fastest_floor(calls: dict[str, Any]) -> str:
+def threads_summary(reports: Sequence[dict[str, Any]]) -> str:
+    """How many calls gain what is asked for."""
+    of_calls = [[_gain(x) for x in row] for row in _calls_of_threads(reports).values()]
+    lines = []
+    for report, gains in zip(reports, zip(*of_calls, strict=True), strict=True):
+        long = [gain for gain in gains if gain is not None]
+        enough = sum(gain >= ENOUGH for gain in long)
+        arithmetic = statistics.median(
+            _gain(calls, ARITHMETIC) or 0
+            for case in report["cases"]
+            for calls in case["steps"].values()
+        )
+        lines.append(
+            f"- {_short_name(report)}: {enough} of {len(long)} gain at least {ENOUGH} times; "
+            f"arithmetic {ratio(arithmetic)} (median)."
+        )
+    somewhere = sum(max(gain or 0 for gain in gains) >= ENOUGH for gains in of_calls)
+    lines.append(f"- On one of the machines at least: {somewhere} of {len(of_calls)}.")
+    return "\n".join(lines)
+
+
+def _short_name(report: dict[str, Any]) -> str:
+    """Of a machine: Xeon, EPYC."""
+    words = report["machine"]["cpu"].replace("(R)", "").split()
+    return next((x for x in words if x not in ("AMD", "Intel", "Processor")), words[0])
+
+
+def _fastest_floor(calls: Calls) -> str:
     """The way to stream that two threads are faster in; no call's name where there is none."""
     medians = {
         name: call["threads"]["2"]["median"]
@@ -316,8 +357,8 @@ def machine(results: Results) -> str:
     return _machine(results.machine, results.command, ", ".join(versions) or "no other system")
 
 
-def threads_machine(report: dict[str, Any]) -> str:
-    return _machine(report["machine"], report["command"])
+def threads_machine(reports: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(f"- {_machine(x['machine'], x['command'])}" for x in reports)
 
 
 def _machine(it: dict[str, Any], command: str, *more: str) -> str:
@@ -333,8 +374,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
         summary, machine,
     )
 }  # fmt: skip
-THREADS_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    function.__name__: function for function in (threads, threads_machine)
+THREADS_TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    function.__name__: function for function in (threads, threads_summary, threads_machine)
 }
 MARKED = re.compile(r"(<!-- benchmark (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -349,13 +390,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("threads", nargs="?", type=Path, default=THREADS_RESULTS)
+    parser.add_argument("threads", nargs="*", type=Path, default=THREADS_RESULTS)
     parser.add_argument("--print", action="store_true", help="print the tables, write nothing")
     args = parser.parse_args()
     results = Results.read(args.results)
     tables = {name: function(results) for name, function in TABLES.items()}
-    threads_report = json.loads(args.threads.read_text())
-    tables |= {name: function(threads_report) for name, function in THREADS_TABLES.items()}
+    threads_reports = [json.loads(path.read_text()) for path in args.threads]
+    tables |= {name: function(threads_reports) for name, function in THREADS_TABLES.items()}
     if args.print:
         print("\n\n".join(f"{name}\n\n{text}" for name, text in tables.items()))
         return

@@ -100,9 +100,8 @@ def test_threads(tmp_path: Path) -> None:
     tables = run("report.py", str(report.RESULTS), str(output), "--print")
     begin = "| `rnnt_loss` | B=2, T=6, U=3, V=11 | bfloat16 | both |"
     (row,) = (line for line in tables.splitlines() if line.startswith(begin))
-    *_, gain, in_place, streaming, arithmetic, products, _ = (x.strip() for x in row.split("|"))
-    assert all(x.endswith("×") for x in (gain, in_place, streaming, arithmetic))
-    assert products == ""  # this loss has no joint network
+    *_, gain, in_place, bound, _ = (x.strip() for x in row.split("|"))
+    assert all(x.endswith("×") for x in (gain, in_place, bound))
 
     run("threads.py", "--tiny", "--only", "lattice F", "--output", str(output))
     assert json.loads(output.read_text())["cases"] == []
@@ -299,6 +298,32 @@ def test_results() -> None:
     assert results.peers.keys() == {"torchaudio", "fast_rnnt"}
     assert "5.00× (fast_rnnt)" in report.summary(results)
     assert "| jax_rnnt, logits donated |  | 3.50 |" in report.peers(results)
+
+
+def of_threads(cpu: str, gains: dict[str, float], **bounds: float) -> Any:
+    """What `threads.py` writes, of one case whose steps have these gains."""
+    times = {"threads": {n: {"median": 6.0} for n in "12"}}
+    more = {"arithmetic": 1.9, **bounds}
+    steps = {
+        step: {name: {"gain": x, **times} for name, x in {"native": gain, **more}.items()}
+        for step, gain in gains.items()
+    }
+    it = {"op": "rnnt_loss", "sizes": {"B": 2}, "dtype": "float32", "steps": steps}
+    return {"machine": {"cpu": cpu}, "cases": [it]}
+
+
+def test_threads_of_two_machines() -> None:
+    """Side by side; a call that is too short on one machine has no numbers there."""
+    reports = [
+        of_threads("Intel(R) Xeon(R) Processor", {"forward": 1.5, "both": 1.8}),
+        of_threads("AMD EPYC", {"both": 1.6}, **{"floor: numpy": 1.25}),
+    ]
+    rows = report.threads(reports).splitlines()
+    assert "Xeon ms | gain | in place | bound | EPYC ms | gain" in rows[0]
+    assert rows[2].endswith("| forward | 6.00 | 1.50× |  |  |  |  |  |  |")
+    assert rows[3].endswith("| both | 6.00 | 1.80× |  |  | 6.00 | 1.60× |  | 1.25× |")
+    xeon, epyc, either = report.threads_summary(reports).splitlines()
+    assert "Xeon: 1 of 2" in xeon and "EPYC: 0 of 1" in epyc and either.endswith("1 of 2.")
 
 
 def test_pages() -> None:
