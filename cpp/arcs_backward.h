@@ -2,6 +2,8 @@
 // not read.
 #pragma once
 
+#include <type_traits>
+
 #include "elementary.h"
 #include "live_rows.h"
 #include "log_sum_exp.h"
@@ -28,11 +30,12 @@ JAX_RNNT_INLINE T gradient_of_hat_blank(T z, T blank, T label) {
 }
 
 // The last `count` elements of something, which may write over what follows, up to `limit`.
-template <class In>
-JAX_RNNT_INLINE void store_last(In* out, Vec<Accumulator<In>> v, int64_t count, const In* limit) {
-  constexpr int L = kLanes<Accumulator<In>>;
+template <class Out>
+JAX_RNNT_INLINE void store_last(Out* out, Vec<Accumulator<Out>> v, int64_t count,
+                                const Out* limit) {
+  constexpr int L = kLanes<Accumulator<Out>>;
   if (limit - out >= L) return store_lanes(out, v);
-  In lanes[L];
+  Out lanes[L];
   store_lanes(lanes, v);
   for (int64_t i = 0; i < count; ++i) out[i] = lanes[i];
 }
@@ -44,10 +47,10 @@ JAX_RNNT_INLINE void store_last(In* out, Vec<Accumulator<In>> v, int64_t count, 
 //   sigmoid(x[blank])
 // of which each element is clamped, then multiplied by the cotangent. This is that of the classes
 // [begin, end) of a row x. It may write up to `limit`.
-template <bool kHat, bool kClamp, class In>
+template <bool kHat, bool kClamp, class In, class Out>
 JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end,
                                          const RowGradient<Accumulator<In>>& row, const In* ahead,
-                                         const RowReader<In>& read, In* out, const In* limit) {
+                                         const RowReader<In>& read, Out* out, const Out* limit) {
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
   const T scale = kHat ? row.label : row.blank + row.label;
@@ -92,15 +95,15 @@ JAX_RNNT_INLINE void gradient_of_classes(const In* x, int64_t begin, int64_t end
   overwrite(row.blank_id);
 }
 
-template <class In>
+template <class Out>
 JAX_RNNT_INLINE void gradient_of_log_probs(int64_t begin, int64_t end,
-                                           const RowGradient<Accumulator<In>>& row, In* out) {
-  using T = Accumulator<In>;
+                                           const RowGradient<Accumulator<Out>>& row, Out* out) {
+  using T = Accumulator<Out>;
   const auto set = [&](int64_t k, T weight) {
     const T unit = row.clamp > 0 && weight > row.clamp ? row.clamp : weight;
     if (begin <= k && k < end) store_scalar(out + (k - begin), -unit * row.cotangent);
   };
-  __builtin_memset(out, 0, (end - begin) * sizeof(In));
+  __builtin_memset(out, 0, (end - begin) * sizeof(Out));
   set(row.blank_id, row.blank);
   set(row.label_id, row.label);
 }
@@ -167,18 +170,18 @@ JAX_RNNT_INLINE void unrounded_gradient_of_rows(const In* x, int64_t rows, int64
 }
 
 // The same, of at most kCapacity elements.
-template <class In, class RowOf>
+template <class In, class Out, class RowOf>
 JAX_RNNT_INLINE void gradient_of_rows(const In* x, int64_t rows, int64_t begin, int64_t end,
                                       RowOf row_of, const In* ahead, const RowReader<In>& read,
-                                      In* out, const In* limit) {
+                                      Out* out, const Out* limit) {
   using T = Accumulator<In>;
   constexpr int L = kLanes<T>;
-  if constexpr (sizeof(In) == sizeof(T)) {
+  if constexpr (sizeof(Out) == sizeof(T)) {
     unrounded_gradient_of_rows(x, rows, begin, end, row_of, ahead, read, out, limit);
   } else {
-    alignas(JAX_RNNT_VECTOR_BYTES) T unrounded[StreamWriter<In>::kCapacity + L];
+    alignas(JAX_RNNT_VECTOR_BYTES) T unrounded[StreamWriter<Out>::kCapacity + L];
     unrounded_gradient_of_rows(x, rows, begin, end, row_of, ahead, read, unrounded,
-                               unrounded + StreamWriter<In>::kCapacity + L);
+                               unrounded + StreamWriter<Out>::kCapacity + L);
     const int64_t size = rows * (end - begin);
     int64_t i = 0;
     for (; i + L <= size; i += L) store_lanes(out + i, load<Vec<T>>(unrounded + i));
@@ -187,13 +190,13 @@ JAX_RNNT_INLINE void gradient_of_rows(const In* x, int64_t rows, int64_t begin, 
 }
 
 // The gradient of consecutive rows. `label_of` gives a row's label, or -1.
-template <bool kHat, bool kClamp, class In, class LabelOf, class CotangentOf>
+template <bool kHat, bool kClamp, class In, class Out, class LabelOf, class CotangentOf>
 JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, int64_t end,
                                         LabelOf label_of, CotangentOf cotangent_of,
                                         const RowReader<In>& read, RowsAhead<In>& ahead,
-                                        StreamWriter<In>& writer) {
+                                        StreamWriter<Out>& writer) {
   using T = Accumulator<In>;
-  constexpr int64_t kPiece = StreamWriter<In>::kCapacity;
+  constexpr int64_t kPiece = StreamWriter<Out>::kCapacity;
   const int64_t V = p.classes;
   const In* logits = static_cast<const In*>(p.logits);
   const RowWeights<T> weights = row_weights<T>(p);
@@ -220,7 +223,7 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
       !kHat && !kClamp && p.normalization == Normalization::kSoftmax && V >= kLanes<T>;
   // Classes [from, to) of some rows; all classes, if there are several rows.
   const auto write = [&](int64_t row, int64_t rows, int64_t from, int64_t to, auto row_of,
-                         In* out) __attribute__((always_inline)) {
+                         Out* out) __attribute__((always_inline)) {
     const In* x = logits + row * V;
     const In* next = ahead.advance(x + from, rows * (to - from));
     if (end_to_end) {
@@ -242,7 +245,7 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
     if (row == end) return;
     if (const int64_t most = kPiece / V; most > 0) {
       const int64_t stop = weights.first_dead(row, end - row < most ? end : row + most);
-      In* out = writer.next((stop - row) * V);
+      Out* out = writer.next((stop - row) * V);
       write(row, stop - row, 0, V, [&](int64_t r) { return row_gradient(row + r); }, out);
       writer.add((stop - row) * V);
       row = stop;
@@ -259,15 +262,20 @@ JAX_RNNT_INLINE void arcs_backward_rows(const ArcsBackward& p, int64_t begin, in
   }
 }
 
+// Whether there is a gradient in `Out` of logits in `In`.
+template <class In, class Out>
+constexpr bool kIsGradientType =
+    std::is_same_v<In, Out> || (std::is_same_v<In, float> && sizeof(Out) == 2);
+
 // Frames [begin, end) of all utterances, one after another.
-template <bool kHat, bool kClamp, class In>
+template <bool kHat, bool kClamp, class In, class Out>
 void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   using T = Accumulator<In>;
   const int64_t frame_elements = p.cells * p.classes;
-  In* const gradient = static_cast<In*>(p.gradient);
+  Out* const gradient = static_cast<Out*>(p.gradient);
   // Not beyond these frames: in place, others may be written at the same time.
   const RowReader<In> read{static_cast<const In*>(p.logits) + end * frame_elements};
-  const bool large = p.batch * p.frames * frame_elements * int64_t(sizeof(In)) > kMostCached;
+  const bool large = p.batch * p.frames * frame_elements * int64_t(sizeof(Out)) > kMostCached;
   // Not streamed in place, where the lines are in the cache: they have just been read.
   const Writing how = p.gradient == p.logits ? Writing::kInPlace
                       : large                ? Writing::kStreamed
@@ -276,17 +284,18 @@ void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   const int64_t read_from = p.normalization == Normalization::kNone ? end : begin;
   RowsAhead<In> ahead(static_cast<const In*>(p.logits), p.classes, row_weights<T>(p),
                       read_from * p.cells, end * p.cells);
-  StreamWriter<In> writer(gradient + begin * frame_elements, gradient + end * frame_elements, how);
+  StreamWriter<Out> writer(gradient + begin * frame_elements, gradient + end * frame_elements,
+                           how);
   const T* cotangents = static_cast<const T*>(p.cotangents);
   if (p.frames == 1 && p.cells == 1 && p.labels_per_utterance == 1) {
-    arcs_backward_rows<kHat, kClamp, In>(
+    arcs_backward_rows<kHat, kClamp>(
         p, begin, end, [&](int64_t row) { return p.labels[row]; },
         [&](int64_t row) { return cotangents[row]; }, read, ahead, writer);
   } else {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / p.frames, cell = item * p.cells;
       const int32_t* labels = p.labels + b * p.labels_per_utterance;
-      arcs_backward_rows<kHat, kClamp, In>(
+      arcs_backward_rows<kHat, kClamp>(
           p, cell, cell + p.cells,
           [&](int64_t row) {
             return row - cell < p.labels_per_utterance ? labels[row - cell] : int32_t{-1};

@@ -42,6 +42,11 @@ struct ArcsSizes {
   }
 };
 
+bool is_gradient_dtype(DType logits, DType gradient) {
+  if (gradient == logits) return true;
+  return logits == DType::kF32 && (gradient == DType::kBF16 || gradient == DType::kF16);
+}
+
 // Everything of the lattice calls but the posteriors.
 ffi::Error decode_lattice(Lattice& params, DType& dtype, const ffi::AnyBuffer& blank,
                           const ffi::AnyBuffer& label, const Int32Buffer& bounds,
@@ -123,9 +128,12 @@ ffi::Error decode(ArcsBackward& params, DType& dtype, ffi::AnyBuffer logits, Int
     return shape_error("cotangents", cotangents.dimensions(),
                        "(*batch,) in the accumulator's dtype");
   }
+  DType gradient_dtype;
   if (elements(gradient->dimensions()) != elements(logits.dimensions()) ||
-      gradient->element_type() != logits.element_type()) {
-    return shape_error("gradient", gradient->dimensions(), "logits' shape and dtype");
+      !decode_dtype(gradient->element_type(), gradient_dtype) ||
+      !is_gradient_dtype(s.dtype, gradient_dtype)) {
+    return shape_error("gradient", gradient->dimensions(),
+                       "logits' shape and dtype, or bf16 or f16 where theirs is f32");
   }
   dtype = s.dtype;
   params = {
@@ -144,6 +152,7 @@ ffi::Error decode(ArcsBackward& params, DType& dtype, ffi::AnyBuffer logits, Int
       .label_weights = label_weights.untyped_data(),
       .cotangents = cotangents.untyped_data(),
       .gradient = gradient->untyped_data(),
+      .gradient_dtype = gradient_dtype,
   };
   return ffi::Error::Success();
 }

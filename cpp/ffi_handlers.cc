@@ -39,9 +39,10 @@ constexpr auto arcs_bwd = [](Pool pool, auto... operands) -> ffi::Error {
   DType dtype;
   JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
   const Kernels& kernels = active_kernels();
-  const int64_t frame_bytes = p.cells * p.classes * bytes_of(dtype);
-  if (p.gradient != p.logits) prefer_huge_pages(p.gradient, p.batch * p.frames * frame_bytes);
-  parallel_for(pool, p.batch * p.frames, 2 * frame_bytes,
+  const int64_t frames = p.batch * p.frames, frame_elements = p.cells * p.classes;
+  const int64_t gradient_bytes = frame_elements * bytes_of(p.gradient_dtype);
+  if (p.gradient != p.logits) prefer_huge_pages(p.gradient, frames * gradient_bytes);
+  parallel_for(pool, frames, frame_elements * bytes_of(dtype) + gradient_bytes,
                [&](int64_t begin, int64_t end) { kernels.arcs_backward(p, dtype, begin, end); });
   return ffi::Error::Success();
 };

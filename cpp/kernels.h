@@ -73,7 +73,8 @@ struct ArcsBackward {
   const void* blank_weights;  // plane, d log-likelihood / d blank arc
   const void* label_weights;  // plane
   const void* cotangents;     // (batch,), of the loss
-  void* gradient;             // as logits, or in their memory
+  void* gradient;             // as logits, or in their memory, but for
+  DType gradient_dtype;       // theirs, or one of 16 bits if theirs is float
 };
 
 // What makes smoothed arcs of those of the additive joiner, log P[t, u, v]: they are

@@ -38,13 +38,18 @@ void arcs_forward(const ArcsForward& p, DType dtype, int64_t begin, int64_t end)
 
 void arcs_backward(const ArcsBackward& p, DType dtype, int64_t begin, int64_t end) {
   with_storage_type(dtype, [&](auto in) {
-    using In = decltype(in);
-    const bool hat = p.normalization == Normalization::kHat, clamp = p.clamp > 0;
-    const auto run =
-        hat ? clamp ? arcs_backward_frames<true, true, In> : arcs_backward_frames<true, false, In>
-        : clamp ? arcs_backward_frames<false, true, In>
-                : arcs_backward_frames<false, false, In>;
-    run(p, begin, end);
+    with_storage_type(p.gradient_dtype, [&](auto out) {
+      using In = decltype(in);
+      using Out = decltype(out);
+      if constexpr (kIsGradientType<In, Out>) {
+        const bool hat = p.normalization == Normalization::kHat, clamp = p.clamp > 0;
+        const auto run = hat ? clamp ? arcs_backward_frames<true, true, In, Out>
+                                     : arcs_backward_frames<true, false, In, Out>
+                         : clamp ? arcs_backward_frames<false, true, In, Out>
+                                 : arcs_backward_frames<false, false, In, Out>;
+        run(p, begin, end);
+      }
+    });
   });
 }
 

@@ -71,12 +71,12 @@ struct ArcGradient {
 };
 
 // Writes the gradient of the classes that were loaded, from vector `begin` of the row on.
-template <class In, int kGroup>
-__device__ __forceinline__ void write(In* gradient, const Loaded<In, kGroup>& loaded,
+template <class In, class Out, int kGroup>
+__device__ __forceinline__ void write(Out* gradient, const Loaded<In, kGroup>& loaded,
                                       const RowParts<In>& parts, int begin, int lane,
                                       const RowGradient<In>& of, const ArcGradient<In>& arcs) {
   using T = Accumulator<In>;
-  In* to = gradient + parts.class_of_vector(begin + lane);
+  Out* to = gradient + parts.class_of_vector(begin + lane);
 #pragma unroll
   for (int k = 0; k < kVectorsInFlight; ++k) {
     if (k >= loaded.vectors_here) break;
@@ -85,9 +85,7 @@ __device__ __forceinline__ void write(In* gradient, const Loaded<In, kGroup>& lo
 #pragma unroll
     for (int j = 0; j < kVectorSize<In>; ++j) x[j] = of.weighted(of.softmax(x[j]));
     arcs.put(x, parts.class_of_vector(begin + k * kGroup + lane));
-    Vector<In> v;
-    narrow(x, v);
-    store_vector(to + k * kGroup * kVectorSize<In>, v);
+    store_elements(to + k * kGroup * kVectorSize<In>, x);
   }
 #pragma unroll
   for (int k = 0; k < kMostSingles<In, kGroup>; ++k) {
@@ -100,8 +98,8 @@ __device__ __forceinline__ void write(In* gradient, const Loaded<In, kGroup>& lo
 }
 
 // This lane's share of a row.
-template <int kGroup, class In>
-__device__ __forceinline__ void write_row(const In* row, In* gradient, int classes, int lane,
+template <int kGroup, class In, class Out>
+__device__ __forceinline__ void write_row(const In* row, Out* gradient, int classes, int lane,
                                           const RowGradient<In>& of) {
   const RowParts<In> parts(row, classes);
   const int in_steps = vectors_in_steps<kGroup>(parts.vectors);
@@ -116,19 +114,17 @@ __device__ __forceinline__ void write_row(const In* row, In* gradient, int class
 }
 
 // The same for rows that the softmax has no share in: they are not read.
-template <int kGroup, class In>
-__device__ __forceinline__ void write_arcs(In* gradient, int classes, int lane,
+template <int kGroup, class In, class Out>
+__device__ __forceinline__ void write_arcs(Out* gradient, int classes, int lane,
                                            const RowGradient<In>& of) {
   using T = Accumulator<In>;
-  const RowParts<In> parts(gradient, classes);
+  const RowParts<Out> parts(gradient, classes);
   const ArcGradient<In> arcs(of);
 #pragma unroll 1
   for (int i = lane; i < parts.vectors; i += kGroup) {
-    T x[kVectorSize<In>] = {};
+    T x[kVectorSize<Out>] = {};
     arcs.put(x, parts.class_of_vector(i));
-    Vector<In> v;
-    narrow(x, v);
-    store_vector(gradient + parts.class_of_vector(i), v);
+    store_elements(gradient + parts.class_of_vector(i), x);
   }
 #pragma unroll 1
   for (int i = lane; i < parts.singles; i += kGroup) {
@@ -138,7 +134,7 @@ __device__ __forceinline__ void write_arcs(In* gradient, int classes, int lane,
   }
 }
 
-template <class In, int kGroup>
+template <class In, class Out, int kGroup>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
     arcs_backward_kernel(const ArcsBackward p, const Rows rows, const Accumulator<In> clamp) {
   using T = Accumulator<In>;
@@ -147,7 +143,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   if (index >= rows.count) return;
   const Cell cell = rows.locate(index);
   const In* row = static_cast<const In*>(p.logits) + index * p.classes;
-  In* gradient = static_cast<In*>(p.gradient) + index * p.classes;
+  Out* gradient = static_cast<Out*>(p.gradient) + index * p.classes;
   const T blank = static_cast<const T*>(p.blank_weights)[index];
   const T label = static_cast<const T*>(p.label_weights)[index];
   const int label_id =
@@ -179,12 +175,14 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   }
 }
 
-template <class In>
+template <class In, class Out = In>
 cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
-  const auto misalignment = [](const void* data) {
-    return reinterpret_cast<uintptr_t>(data) % kVectorBytes;
+  // In elements, of how far each lies behind a vector of the logits.
+  const auto misalignment = [](const void* data, size_t element_bytes) {
+    return reinterpret_cast<uintptr_t>(data) % (kVectorSize<In> * element_bytes) / element_bytes;
   };
-  if (p.classes > kMostClasses<In> || misalignment(p.logits) != misalignment(p.gradient)) {
+  if (p.classes > kMostClasses<In> ||
+      misalignment(p.logits, sizeof(In)) != misalignment(p.gradient, sizeof(Out))) {
     return cudaErrorInvalidValue;
   }
   using T = Accumulator<In>;
@@ -194,16 +192,21 @@ cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
   const int group = max(2, group_size<In>(p.classes));
   const Grid grid{blocks_for_rows(rows.count, group), kRowThreads};
   switch (group) {
-    case 2: return launch(arcs_backward_kernel<In, 2>, grid, stream, p, rows, clamp);
-    case 4: return launch(arcs_backward_kernel<In, 4>, grid, stream, p, rows, clamp);
-    case 8: return launch(arcs_backward_kernel<In, 8>, grid, stream, p, rows, clamp);
-    default: return launch(arcs_backward_kernel<In, kWarp>, grid, stream, p, rows, clamp);
+    case 2: return launch(arcs_backward_kernel<In, Out, 2>, grid, stream, p, rows, clamp);
+    case 4: return launch(arcs_backward_kernel<In, Out, 4>, grid, stream, p, rows, clamp);
+    case 8: return launch(arcs_backward_kernel<In, Out, 8>, grid, stream, p, rows, clamp);
+    default: return launch(arcs_backward_kernel<In, Out, kWarp>, grid, stream, p, rows, clamp);
   }
 }
 
 }  // namespace
 
 cudaError_t arcs_backward(const ArcsBackward& p, DType dtype, cudaStream_t stream) {
+  if (dtype != p.gradient_dtype) {
+    return p.gradient_dtype == DType::kBF16
+               ? launch_arcs_backward<float, __nv_bfloat16>(p, stream)
+               : launch_arcs_backward<float, __half>(p, stream);
+  }
   switch (dtype) {
     case DType::kF32: return launch_arcs_backward<float>(p, stream);
     case DType::kF64: return launch_arcs_backward<double>(p, stream);

@@ -134,19 +134,6 @@ __device__ __forceinline__ void widen(const Vector<In>& v, Accumulator<In> (&x)[
 }
 
 template <class In>
-__device__ __forceinline__ void narrow(const Accumulator<In> (&x)[kVectorSize<In>], Vector<In>& v) {
-  if constexpr (sizeof(In) == 2) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const auto pair = narrow_pair(x[2 * j], x[2 * j + 1], In{});
-      memcpy(&v.word[j], &pair, sizeof(pair));
-    }
-  } else {
-    memcpy(v.word, x, kVectorBytes);
-  }
-}
-
-template <class In>
 __device__ __forceinline__ void set_element(Vector<In>& v, int j, In element) {
   if constexpr (sizeof(In) == 2) {
     uint16_t bits;
@@ -163,9 +150,28 @@ __device__ __forceinline__ Vector<In> load_vector(const In* from) {
   const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(from));
   return {{raw.x, raw.y, raw.z, raw.w}};
 }
-template <class In>
-__device__ __forceinline__ void store_vector(In* to, const Vector<In>& v) {
-  __stcs(reinterpret_cast<uint4*>(to), uint4{v.word[0], v.word[1], v.word[2], v.word[3]});
+
+// Writes neighbouring elements, 16 bytes of them or 8, which are a vector of a wider dtype.
+template <class Out, int kSize>
+__device__ __forceinline__ void store_elements(Out* to, const Accumulator<Out> (&x)[kSize]) {
+  constexpr int kBytes = kSize * int(sizeof(Out));
+  static_assert(kBytes == kVectorBytes || kBytes == kVectorBytes / 2);
+  uint32_t word[kBytes / 4];
+  if constexpr (sizeof(Out) == 2) {
+#pragma unroll
+    for (int j = 0; j < kSize / 2; ++j) {
+      const auto pair = narrow_pair(x[2 * j], x[2 * j + 1], Out{});
+      memcpy(&word[j], &pair, sizeof(pair));
+    }
+  } else {
+    memcpy(word, x, kBytes);
+  }
+  if constexpr (kBytes == kVectorBytes) {
+    __stcs(reinterpret_cast<uint4*>(to), uint4{word[0], word[1], word[2], word[3]});
+  } else {
+    // What is narrower than the logits is read soon: it may stay in the cache.
+    *reinterpret_cast<uint2*>(to) = uint2{word[0], word[1]};
+  }
 }
 
 // How a row divides into aligned vectors, and less than a vector of single elements at each end.

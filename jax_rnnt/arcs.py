@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from . import arcs_reference
@@ -19,7 +21,9 @@ def arcs_fwd(
     return op(logits, labels, bounds, **params)
 
 
-def arcs_bwd(options: ArcsOptions, *operands: jax.Array) -> jax.Array:
+def arcs_bwd(
+    options: ArcsOptions, *operands: jax.Array, gradient_dtype: Any = None
+) -> jax.Array:
     """See `arcs_reference.arcs_bwd`."""
     op = chosen(options.implementation, arcs_reference.arcs_bwd, ops.arcs_bwd)
     return op(
@@ -27,4 +31,5 @@ def arcs_bwd(options: ArcsOptions, *operands: jax.Array) -> jax.Array:
         blank_id=options.blank_id,
         normalization=options.normalization,
         clamp=options.clamp,
+        gradient_dtype=gradient_dtype,
     )

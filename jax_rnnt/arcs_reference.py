@@ -7,6 +7,8 @@ native kernels compute the same. The module `bounds` says what bounds are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -80,6 +82,7 @@ def arcs_bwd(
     blank_id: int,
     normalization: Normalization,
     clamp: float | None,
+    gradient_dtype: Any = None,
 ) -> jax.Array:
     """Gradient of `cotangents * loss` by the logits, from the gradient by the arcs.
 
@@ -90,9 +93,10 @@ def arcs_bwd(
         loss) by the arcs. A cell where both are zero gets an exact zero, whatever its logits.
       cotangents: `(*batch,)`, of the loss.
       clamp: bound on each element of the gradient before it is multiplied by the cotangent.
+      gradient_dtype: None is the logits' dtype; bfloat16 or float16, if that is float32.
 
     Returns:
-      `(*batch, T, U+1, V)` in the logits' dtype.
+      `(*batch, T, U+1, V)` in that dtype.
     """
     *_, W, V = logits.shape
     active = ((blank_weights != 0) | (label_weights != 0))[..., None]
@@ -116,7 +120,7 @@ def arcs_bwd(
     if clamp is not None and clamp > 0:
         unit = jnp.clip(unit, -clamp, clamp)
     gradient = jnp.where(active, cotangents[..., None, None, None] * unit, 0)
-    return gradient.astype(logits.dtype)
+    return gradient.astype(gradient_dtype or logits.dtype)
 
 
 def _label_ids(labels: jax.Array, W: int, V: int) -> jax.Array:

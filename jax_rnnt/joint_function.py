@@ -25,6 +25,9 @@ class JointFunction:
     The parameters' leaves are divided into variables, which have gradients and come in the dtype in
     which these are summed, and constants, of which random keys come as integers. The arrays that
     the function closes over follow the constants, since not everything that runs it may have some.
+
+    A function with `mixed_precision` takes variables in that dtype, where another gets its own
+    parameters, and rounds the gradient by its logits to the dtype of the rows.
     """
 
     function: JointCallable
@@ -38,7 +41,7 @@ class JointFunction:
     ) -> jax.Array:
         rest, fixed = iter(variables), iter(constants)
         leaves = [x.assemble(rest, fixed) for x in self.leaves]
-        if not getattr(self.function, "takes_variables_for_sums", False):
+        if not self._mixed_precision:
             leaves = [
                 x.astype(leaf.dtype) if leaf.varies else x
                 for x, leaf in zip(leaves, self.leaves, strict=True)
@@ -52,6 +55,15 @@ class JointFunction:
         operands = jax.tree.leaves((params, rows))
         (logits,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, arrays))(*operands)
         return logits
+
+    def gradient_dtype(self, *of_rows: Any) -> Any:
+        """That to which it rounds the gradient by its logits, from those of the rows. None: as it
+        comes."""
+        return jnp.result_type(*of_rows) if self._mixed_precision else None
+
+    @property
+    def _mixed_precision(self) -> bool:
+        return getattr(self.function, "mixed_precision", False)
 
     def _check_closed_over(self, arrays: Sequence[Any]) -> None:
         """That they are those of the first tracing, for which others are handed in."""

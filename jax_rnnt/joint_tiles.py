@@ -203,6 +203,7 @@ def _gradients_of_tiles(
     if grid.num_boxes == 0:
         return jnp.zeros_like(encoder), jnp.zeros_like(predictor), *sums
     rows = [varying_zeros(for_sums(x)) for x in (encoder, predictor)]
+    gradient_dtype = options.joint.gradient_dtype(options.encoder_dtype, options.predictor_dtype)
     smallest = jnp.finfo(options.arcs_dtype).eps ** 2
     visited = grid.with_any((weights.blank > smallest) | (weights.label > smallest))
     tiles = grid.tiles(visited, num_groups)
@@ -237,8 +238,9 @@ def _gradients_of_tiles(
                 *tile_weights,
                 cotangents[tile.utterance],
             ),
+            gradient_dtype=gradient_dtype,
         )
-        more_variables, of_frames, of_positions = pullback(d_logits)
+        more_variables, of_frames, of_positions = pullback(d_logits.astype(logits.dtype))
         group = tile.utterance[0] // max(grid.batch // num_groups, 1)
         d_variables = [
             x.at[group].add(more) for x, more in zip(d_variables, more_variables, strict=True)

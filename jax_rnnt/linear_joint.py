@@ -43,8 +43,8 @@ class LinearJoint:
 
     activation: Activation = "tanh"
 
-    takes_variables_for_sums: ClassVar[bool] = True
-    """Parameters come in the dtype in which gradients are summed, see `JointFunction`."""
+    mixed_precision: ClassVar[bool] = True
+    """See `JointFunction`."""
 
     def __post_init__(self) -> None:
         one_of("activation", self.activation, Activation)
@@ -69,7 +69,7 @@ class _WithSpareClasses:
     joint: LinearJoint
     num_classes: int
 
-    takes_variables_for_sums: ClassVar[bool] = True
+    mixed_precision: ClassVar[bool] = True
 
     def __call__(
         self, params: Mapping[str, jax.Array], encoder_rows: jax.Array, predictor_rows: jax.Array

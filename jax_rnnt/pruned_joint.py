@@ -335,6 +335,7 @@ def _gradients(
     options = replace(options, sizes=replace(options.sizes, batch=encoder.shape[:1]))
     ranges = band.ranges()
     wide_predictor = for_sums(predictor)
+    gradient_dtype = options.joint.gradient_dtype(encoder.dtype, predictor.dtype)
 
     def logits_of(
         ranges: jax.Array,
@@ -363,9 +364,10 @@ def _gradients(
         )
         labels, tile_denominators = (options.tile(x, begin) for x in (band.labels, denominators))
         d_logits = band_arcs_bwd(
-            options.arcs, logits, labels, tile_denominators, tile_weights, cotangents
-        )
-        more_variables, encoder_tile, more_predictor = pullback(d_logits)
+            options.arcs, logits, labels, tile_denominators, tile_weights, cotangents,
+            gradient_dtype=gradient_dtype,
+        )  # fmt: skip
+        more_variables, encoder_tile, more_predictor = pullback(d_logits.astype(logits.dtype))
         d_variables = jax.tree.map(jnp.add, d_variables, more_variables)
         d_encoder = options.with_tile(d_encoder, encoder_tile, begin)
         return (d_variables, d_encoder, d_predictor + more_predictor), None

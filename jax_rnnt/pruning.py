@@ -369,12 +369,14 @@ def band_arcs_bwd(
     denominators: jax.Array,
     weights: Posteriors,
     cotangents: jax.Array,
+    *,
+    gradient_dtype: Any = None,
 ) -> jax.Array:
     """The gradient by the logits `(*batch, T, S, V)` of the frames of a band."""
     planes = (_one_frame(x, 1) for x in (denominators, *weights))
     cotangents = jnp.broadcast_to(cotangents[..., None], labels.shape[:-1])
     operands = align_varying_axes(_one_frame(logits, 2), labels, *planes, cotangents)
-    return jnp.squeeze(arcs_bwd(options, *operands), -3)
+    return jnp.squeeze(arcs_bwd(options, *operands, gradient_dtype=gradient_dtype), -3)
 
 
 def _one_frame(x: jax.Array, core_ndim: int) -> jax.Array:

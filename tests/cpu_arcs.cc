@@ -71,20 +71,27 @@ void run_arcs(int64_t batch, int64_t frames, int64_t cells, int64_t labels, int6
                         .blank_weights = blank_weights.data(),
                         .label_weights = label_weights.data(),
                         .cotangents = cotangents.data(),
-                        .gradient = gradient.data()};
-  const auto run_backward = [&] {
+                        .gradient = gradient.data(),
+                        .gradient_dtype = {}};
+  const auto run_backward = [&](auto out) {
+    using Out = decltype(out);
     const bool hat = normalization == Normalization::kHat, clamp = backward.clamp > 0;
-    const auto run =
-        hat ? clamp ? arcs_backward_frames<true, true, In> : arcs_backward_frames<true, false, In>
-        : clamp ? arcs_backward_frames<false, true, In>
-                : arcs_backward_frames<false, false, In>;
+    const auto run = hat ? clamp ? arcs_backward_frames<true, true, In, Out>
+                                 : arcs_backward_frames<true, false, In, Out>
+                     : clamp ? arcs_backward_frames<false, true, In, Out>
+                             : arcs_backward_frames<false, false, In, Out>;
     const int64_t middle = up_to(batch * frames);
     run(backward, middle, batch * frames);
     run(backward, 0, middle);
   };
-  run_backward();
+  run_backward(In{});
+  if constexpr (std::is_same_v<In, float>) {
+    std::vector<BFloat16> narrow(logits.size());
+    backward.gradient = narrow.data();
+    run_backward(BFloat16{});
+  }
   backward.gradient = logits.data();
-  run_backward();
+  run_backward(In{});
   if (std::memcmp(gradient.data(), logits.data(), gradient.size() * sizeof(In)) != 0) {
     std::printf("%lld x %lld x %lld x %lld: another gradient in place of the logits\n",
                 (long long)batch, (long long)frames, (long long)cells, (long long)classes);

@@ -92,6 +92,9 @@ def arcs_cases() -> Iterator[Case]:
                 operands = (logits, labels, *planes, cotangents)
                 yield f"arcs_bwd {what}", partial(arcs_bwd, options), operands
                 yield f"arcs_bwd {IN_PLACE} {what}", partial(arcs_bwd, options), operands
+                if dtype == jnp.float32:
+                    rounded = partial(arcs_bwd, options, gradient_dtype=jnp.bfloat16)
+                    yield f"arcs_bwd to bfloat16 {what}", rounded, operands
 
 
 def lattice_cases() -> Iterator[Case]:

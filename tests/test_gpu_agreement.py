@@ -123,7 +123,7 @@ def lattice_operands(shape: tuple[int, ...], dtype: Any, options: Options) -> tu
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_arcs(places: tuple[jax.Device, jax.Device], normalization: Any, dtype: Any) -> None:
     """Forward; and backward from one and the same posteriors, with and without a clamp, elsewhere
-    and, bit for bit the same, in place of the logits.
+    and, bit for bit the same, in place of the logits; that of float32 logits also rounded.
     """
     for shape in ARCS_SHAPES:
         operands = arcs_operands(shape, dtype, normalization)
@@ -144,6 +144,9 @@ def test_arcs(places: tuple[jax.Device, jax.Device], normalization: Any, dtype: 
             donating = jax.jit(backward, donate_argnums=0)
             in_place = jax.device_get(donating(*jax.device_put(operands, places[1])))
             np.testing.assert_array_equal(in_place, gpu)
+            for narrow in (jnp.bfloat16, jnp.float16) if dtype == jnp.float32 else ():
+                rounded = run_on(places[1], partial(backward, gradient_dtype=narrow), *operands)
+                np.testing.assert_array_equal(rounded, gpu.astype(narrow))
 
 
 @pytest.mark.parametrize("dtype", WIDE, **dtype_name)

@@ -85,6 +85,23 @@ def test_same_numbers(dtype: Any, normalization: Any) -> None:
     check_same_numbers(CLASSES, dtype, normalization)
 
 
+@pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
+@pytest.mark.parametrize("gradient_dtype", [jnp.bfloat16, jnp.float16])
+def test_narrower(implementation: str, gradient_dtype: Any, normalization: Any) -> None:
+    """A 16-bit gradient of float32 logits is the float32 one, rounded; it leaves them alone."""
+    for V in CLASSES:
+        clamp = 0.3 if V % 2 else None
+        options = ArcsOptions(V // 2, normalization, clamp, implementation)  # type: ignore[arg-type]
+        operands = arcs_operands(3, 7, 4, V, jnp.float32, normalization)
+        wide = jax.jit(partial(arcs_bwd, options))(*operands)
+        narrow = partial(arcs_bwd, options, gradient_dtype=gradient_dtype)
+        program = compiled(narrow, *operands, donate_argnums=0)
+        assert ALIASED not in program.as_text()
+        found = program(*map(jnp.asarray, operands))
+        assert found.dtype == gradient_dtype
+        np.testing.assert_array_equal(found, wide.astype(gradient_dtype))
+
+
 def test_large() -> None:
     """More than caches hold, by several threads; elsewhere it would be written past the caches."""
     operands = arcs_operands(2, 60, 12, 3001, jnp.float32)

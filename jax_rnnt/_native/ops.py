@@ -129,9 +129,11 @@ _arcs_fwd_p = native_primitive(
 _arcs_bwd_p = native_primitive(
     "jax_rnnt_arcs_bwd",
     core_ndim=3,
-    outputs=lambda logits, *_, **params: [(logits.shape, logits.dtype)],
+    outputs=lambda logits, *_, gradient_dtype, **params: [
+        (logits.shape, gradient_dtype or logits.dtype)
+    ],
     fallback=lambda *args, **params: [arcs_reference.arcs_bwd(*args, **params)],
-    attributes=lambda clamp, **params: {
+    attributes=lambda clamp, gradient_dtype, **params: {
         **arcs_attributes(**params),
         "clamp": np.float64(clamp or 0.0),
     },

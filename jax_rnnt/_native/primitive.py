@@ -47,7 +47,8 @@ def native_primitive(
       attributes: `**params` to FFI attributes.
       workspace: `(kernels, *core avals, **params)` to core types of scratch outputs, which the
         primitive hides; `kernels` is the platform's extension module.
-      in_place: whether the first output may be in the memory of the first operand.
+      in_place: whether the first output may be in the memory of the first operand, where it is as
+        large.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.
@@ -87,7 +88,8 @@ def native_primitive(
         if rule is not None and jax_versions.uses_shardy():
             extra["sdy.sharding_rule"] = mlir.ir.Attribute.parse(rule)
         aliases: dict[int, int] | None = None  # of operands with results
-        if in_place and pays_in_place(ctx, operands[0]):
+        same_type = ctx.avals_out[0].dtype == ctx.avals_in[0].dtype
+        if in_place and same_type and pays_in_place(ctx, operands[0]):
             aliases = {0: 0}
             if platform == "cpu":
                 operands = (apart_from_its_copy(ctx, operands[0]), *operands[1:])
