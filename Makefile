@@ -15,18 +15,19 @@ CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev
 EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.py test_bad_input.py \
                   test_properties.py test_regressions.py test_pruning.py test_wide_lattice.py \
                   test_packed.py test_packed_alignment.py test_alignment.py test_joint.py \
-                  test_in_place.py test_factored.py test_factored_bad_input.py test_row_sums.py) \
+                  test_in_place.py test_factored.py test_factored_bad_input.py test_row_sums.py \
+                  test_tdt.py) \
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices test_factored.py::test_large_products \
-                   test_factored.py::test_small_lattices test_row_sums.py) -k "not xla"
+                   test_factored.py::test_small_lattices test_row_sums.py test_tdt.py) -k "not xla"
 # Memory is NaN until it is written.
 ASAN_OPTIONS := detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255
 AARCH64_TESTS ?= tests/test_targets.py tests/test_second_order.py tests/test_decoding.py \
                  tests/test_pruned_joint.py $(EMULATED_TESTS)
 RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.py test_alignment.py \
               test_pruning.py test_in_place.py test_packed_alignment.py test_factored.py \
-              test_row_sums.py) \
+              test_row_sums.py test_tdt.py) \
               -k "not xla"
 
 # XLA's compiler for CUDA. Apart from the other packages, where JAX would look for a GPU; with the

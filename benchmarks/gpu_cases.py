@@ -36,7 +36,9 @@ PLANES = LATTICE + PACKED + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
 # The same of the additive joiner, whose T is that of `am`; and in pure JAX.
 SIMPLE = ("simple", "simple forward", "simple xla")
-LOSSES = LOSS + SIMPLE
+TDT = ("tdt", "tdt forward")  # with durations, of which there are
+DURATIONS = (0, 1, 2, 3, 4)
+LOSSES = LOSS + SIMPLE + TDT
 DTYPES = ("float32", "bfloat16")
 
 # (B, T, U+1, V)
@@ -58,6 +60,7 @@ LOSS_SHAPES = [
     (8, 100, 21, 1025),
     (4, 200, 41, 8193),
 ]
+TDT_SHAPES = [(8, 100, 21, 1025), (4, 200, 41, 8193)]
 SIMPLE_SHAPES = [(8, 2000, 101, 100), (8, 2000, 101, 1000)]
 TINY_SHAPES = [(2, 5, 4, 7)]
 
@@ -153,6 +156,8 @@ class Case:
             return jax_rnnt.rnnt_loss(*operands, *small)
         if self.op in SIMPLE:
             return self._simple(*operands, *small)
+        if self.op in TDT:
+            return self._tdt(*operands, *small)
         logits, labels = operands
         loss = jax.value_and_grad(lambda x: jax_rnnt.rnnt_loss(x, labels, *small).sum())
         return loss(logits)
@@ -166,6 +171,14 @@ class Case:
         if self.op == "simple forward":
             return loss(am, lm)
         return jax.value_and_grad(lambda *x: loss(*x).sum(), (0, 1))(am, lm)
+
+    def _tdt(self, logits: jax.Array, duration_logits: jax.Array, *rest: jax.Array) -> Any:
+        def loss(*scores: jax.Array) -> jax.Array:
+            return jax_rnnt.rnnt_loss_tdt(*scores, *rest, durations=DURATIONS)
+
+        if self.op == "tdt forward":
+            return loss(logits, duration_logits)
+        return jax.value_and_grad(lambda *x: loss(*x).sum(), (0, 1))(logits, duration_logits)
 
     def bytes_held(self) -> int:
         """Of the large operands and the results."""
@@ -181,7 +194,8 @@ class Case:
         joiner.
         """
         B, T, W, V = self.shape
-        twice = {"loss": B * T * W * V, "simple": B * T * V, "simple xla": B * T * V}
+        cells = B * T * W
+        twice = {"loss": cells * V, "tdt": cells * V, "simple": B * T * V, "simple xla": B * T * V}
         return self.bytes_held() + twice.get(self.op, 0) * jnp.dtype(self.dtype).itemsize
 
     def expected_seconds(self, bytes_per_second: float) -> float:
@@ -216,6 +230,9 @@ def _random_operands(case: Case, seed: jax.Array) -> Arrays:
         return (logits.reshape(B, T * W, V),)
     if case.op in LOSS:
         return logits, case.labels(keys[1])
+    if case.op in TDT:
+        durations = jax.random.normal(keys[2], (B, T, W, len(DURATIONS)), dtype)
+        return logits, durations, case.labels(keys[1])
     if case.op == "arcs forward":
         return (logits,)
     blank, label = (jax.random.uniform(k, (B, T, W), jnp.float32) for k in keys[1:3])
@@ -229,13 +246,14 @@ def all_cases(*, tiny: bool) -> list[Case]:
         return [Case(op, shape, dtype) for shape in shapes for dtype in dtypes for op in ops]
 
     arcs, planes, bands, losses = ARCS_SHAPES, LATTICE_SHAPES, BAND_SHAPES, LOSS_SHAPES
-    simple, rows = SIMPLE_SHAPES, ROW_SUMS_SHAPES
+    simple, tdt, rows = SIMPLE_SHAPES, TDT_SHAPES, ROW_SUMS_SHAPES
     if tiny:
-        arcs = losses = simple = rows = TINY_SHAPES
+        arcs = losses = simple = tdt = rows = TINY_SHAPES
         planes = bands = [(*TINY_SHAPES[0][:3], 0)]
     return [
         *grid(LOSS, losses, DTYPES),
         *grid(SIMPLE, simple, DTYPES),
+        *grid(TDT, tdt, DTYPES),
         *grid(ARCS, arcs, DTYPES),
         # arcs are float32 whatever the logits are
         *grid(LATTICE, planes, DTYPES[:1]),

@@ -34,6 +34,7 @@ endif()
 nanobind_add_module(_cuda NB_STATIC cuda/module.cc cuda/ffi_handlers.cc
                     cpp/ffi_calls.cc cpp/banded_calls.cc cpp/packed_calls.cc
                     cpp/best_path_calls.cc cpp/factored_calls.cc cpp/row_sums_calls.cc
+                    cpp/duration_calls.cc cuda/duration_lattice.cu
                     cuda/arcs_forward.cu cuda/arcs_backward.cu cuda/lattice.cu
                     cuda/banded.cu cuda/best_path.cu
                     cuda/factored_forward.cu cuda/factored_backward.cu cuda/row_sums.cu)

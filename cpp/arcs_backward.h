@@ -284,8 +284,7 @@ void arcs_backward_frames(const ArcsBackward& p, int64_t begin, int64_t end) {
   const int64_t read_from = p.normalization == Normalization::kNone ? end : begin;
   RowsAhead<In> ahead(static_cast<const In*>(p.logits), p.classes, row_weights<T>(p),
                       read_from * p.cells, end * p.cells);
-  StreamWriter<Out> writer(gradient + begin * frame_elements, gradient + end * frame_elements,
-                           how);
+  StreamWriter<Out> writer(gradient + begin * frame_elements, gradient + end * frame_elements, how);
   const T* cotangents = static_cast<const T*>(p.cotangents);
   if (p.frames == 1 && p.cells == 1 && p.labels_per_utterance == 1) {
     arcs_backward_rows<kHat, kClamp>(

@@ -17,25 +17,6 @@
 
 namespace jax_rnnt::JAX_RNNT_TARGET {
 
-// What is out of range becomes zero, or stays NaN.
-template <class T>
-JAX_RNNT_INLINE Extended<T> in_range(Extended<T> x) {
-  const IntVec<T> floor = IntVec<T>{} + kDead<T>;
-  const Vec<T> mantissa = x.exponent < floor ? x.mantissa * T(0) : x.mantissa;
-  return {mantissa, x.exponent < floor || mantissa == T(0) ? floor : x.exponent};
-}
-
-// Mantissas to [1, 2).
-template <class T>
-JAX_RNNT_INLINE Extended<T> normalised(Extended<T> x) {
-  using C = Traits<T>;
-  const IntVec<T> raw = bits<IntVec<T>>(x.mantissa);
-  IntVec<T> shift = (raw >> C::kMantissaBits) - C::kExponentBias;
-  // Not zeros, nor a NaN, whose exponent field is one too large for the shift.
-  shift &= (shift > -C::kExponentBias) & (shift <= C::kExponentBias);
-  return in_range<T>({bits<Vec<T>>(raw - (shift << C::kMantissaBits)), x.exponent + shift});
-}
-
 // Mantissas to [1, 2), exponents relative to the largest of each lane, which is returned (0 where
 // all are dead).
 template <class T>
@@ -131,18 +112,6 @@ Likelihoods<T> run_forward_band(const BandedGroup<T>& g, bool keep) {
     rotate(row, spare, g.slots, frame.rotation);
   }
   return likelihoods;
-}
-
-// alpha * rest in units of the likelihood, where `exponent` is that of the offsets of both less the
-// likelihood's.
-template <class T>
-JAX_RNNT_INLINE Vec<T> posterior(Extended<T> alpha, Extended<T> rest, IntVec<T> exponent) {
-  // Floors that keep the sums from overflowing; what reaches them is 0 in any case.
-  const IntVec<T> floor = IntVec<T>{} + kDead<T>, first = alpha.exponent + exponent;
-  IntVec<T> e = (first < floor ? floor : first) + (rest.exponent < floor ? floor : rest.exponent);
-  const IntVec<T> ceiling = IntVec<T>{} + Traits<T>::kExponentBias;
-  e = e > ceiling ? ceiling : e;
-  return alpha.mantissa * rest.mantissa * exp2_int<T>(e);
 }
 
 // beta of frame n from that of frame n + 1, in the slots of frame n. Replaces the arcs of the frame

@@ -2,6 +2,7 @@
 
 #include "best_path_calls.h"
 #include "dispatch.h"
+#include "duration_calls.h"
 #include "factored_calls.h"
 #include "factored_layout.h"
 #include "lattice_threads.h"
@@ -96,6 +97,19 @@ constexpr auto banded_lattice = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
+constexpr auto duration_lattice = [](Pool pool, auto... operands) -> ffi::Error {
+  DurationLattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(
+      check_workspace(p, duration_workspace_elements(p.frames, p.cells, p.durations)));
+  prefer_huge_pages(p.workspace, p.batch * p.workspace_elements * bytes_of(dtype));
+  const Kernels& kernels = active_kernels();
+  parallel_for(pool, p.batch, p.frames * p.cells * (p.durations.number + 2) * 32,
+               [&](int64_t begin, int64_t end) { kernels.duration_lattice(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
 // All utterances of `planes` planes of as many cells.
 ffi::Error run_best_path(Pool& pool, const BestPath& p, DType dtype, int64_t planes,
                          int64_t cells) {
@@ -180,6 +194,10 @@ XLA_FFI_DEFINE_HANDLER(packed_lattice_score_handler, packed_lattice,
 XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(duration_lattice_handler, duration_lattice,
+                       duration_lattice_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(duration_lattice_score_handler, duration_lattice,
+                       duration_lattice_score_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Pool>());
@@ -200,6 +218,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
+      {"jax_rnnt_duration_lattice", duration_lattice_handler},
+      {"jax_rnnt_duration_lattice_score", duration_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
       {"jax_rnnt_factored_fwd", factored_fwd_handler},

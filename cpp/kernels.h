@@ -221,6 +221,42 @@ struct BandedLattice {
   int64_t workspace_elements;
 };
 
+// Frames that an arc may take, in increasing order.
+struct Durations {
+  static constexpr int kLongest = 62;  // their set is the bits of an attribute
+  int number;
+  int8_t frames[kLongest + 1];
+
+  static Durations of_bits(uint64_t bits) {
+    Durations durations{};
+    for (int d = 0; d <= kLongest; ++d) {
+      if (bits >> d & 1) durations.frames[durations.number++] = int8_t(d);
+    }
+    return durations;
+  }
+  JAX_RNNT_MEMBER int longest() const { return frames[number - 1]; }
+};
+
+// The recursion over arcs with durations, for one batch (arXiv 2304.06795). A path moves
+//   by blank (t, u) to (t + d, u) for a duration d > 0,
+//   by label (t, u) to (t + d, u + 1) for a duration d >= 0
+// with the log-probability of the arc plus that of the duration. It ends with a blank that comes to
+// (frame_end, label_end); all other nodes are of frames before the end.
+struct DurationLattice {
+  int64_t batch, frames, cells;
+  Durations durations;        // D of them
+  const void* blank;          // plane
+  const void* label;          // plane
+  const void* duration;       // (batch, D, T, W), log-probabilities of the durations
+  const Bounds* bounds;       // (batch,)
+  void* log_likelihood;       // (batch,)
+  void* blank_posteriors;     // plane, or null when only the log-likelihood is wanted
+  void* label_posteriors;     // plane
+  void* duration_posteriors;  // (batch, D, T, W), of both arcs
+  void* workspace;            // (batch, workspace_elements)
+  int64_t workspace_elements;
+};
+
 // The best path through a band: its score, and the frame of each label. Of equally good paths it is
 // the one whose labels all come first. A whole lattice is a band of U + 1 cells that starts at 0.
 //
@@ -274,6 +310,7 @@ struct RowSums {
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topology,
                                    bool with_posteriors);
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors);
+int64_t duration_workspace_elements(int64_t frames, int64_t cells, const Durations& durations);
 int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t element_bytes);
 int64_t factored_forward_elements(int64_t cells, int64_t classes);
 int64_t factored_backward_elements(int64_t frames, int64_t cells, int64_t classes,
@@ -302,6 +339,7 @@ struct Kernels {
   void (*lattice)(const Lattice&, DType, int64_t begin, int64_t end);
   void (*lattice_step)(const Lattice&, DType, int64_t utterance, LatticeStep);
   void (*banded_lattice)(const BandedLattice&, DType, int64_t begin, int64_t end);
+  void (*duration_lattice)(const DurationLattice&, DType, int64_t begin, int64_t end);
   void (*best_path)(const BestPath&, DType, int64_t begin, int64_t end);
   void (*factored_positions)(const FactoredForward&, DType, int64_t begin, int64_t end);
   void (*factored_frames)(const FactoredForward&, DType, int64_t begin, int64_t end);

@@ -4,6 +4,7 @@
 #include "arcs_forward.h"
 #include "banded_kernels.h"
 #include "best_path_kernels.h"
+#include "duration_lattice.h"
 #include "factored_backward.h"
 #include "factored_forward.h"
 #include "lattice_kernels.h"
@@ -43,8 +44,8 @@ void arcs_backward(const ArcsBackward& p, DType dtype, int64_t begin, int64_t en
       using Out = decltype(out);
       if constexpr (kIsGradientType<In, Out>) {
         const bool hat = p.normalization == Normalization::kHat, clamp = p.clamp > 0;
-        const auto run = hat ? clamp ? arcs_backward_frames<true, true, In, Out>
-                                     : arcs_backward_frames<true, false, In, Out>
+        const auto run = hat     ? clamp ? arcs_backward_frames<true, true, In, Out>
+                                         : arcs_backward_frames<true, false, In, Out>
                          : clamp ? arcs_backward_frames<false, true, In, Out>
                                  : arcs_backward_frames<false, false, In, Out>;
         run(p, begin, end);
@@ -77,6 +78,16 @@ void banded_lattice(const BandedLattice& p, DType dtype, int64_t begin, int64_t 
       banded_lattice_group<double>(p, item * kLanes<double>);
     } else {
       banded_lattice_group<float>(p, item * kLanes<float>);
+    }
+  }
+}
+
+void duration_lattice(const DurationLattice& p, DType dtype, int64_t begin, int64_t end) {
+  for (int64_t item = begin; item < end; ++item) {
+    if (dtype == DType::kF64) {
+      duration_lattice_utterance<double>(p, item);
+    } else {
+      duration_lattice_utterance<float>(p, item);
     }
   }
 }
@@ -133,6 +144,7 @@ const Kernels& kernels() {
                                  lattice,
                                  lattice_step,
                                  banded_lattice,
+                                 duration_lattice,
                                  best_path,
                                  factored_positions,
                                  factored_frames,

@@ -51,6 +51,15 @@ NB_MODULE(_cpu, m) {
         nb::arg("cells"), nb::arg("num_labels"), nb::arg("topology"), nb::arg("with_posteriors"),
         nb::arg("element_bytes"),
         "Workspace of one utterance of a band, in elements of the arcs' dtype.");
+  m.def(
+      "duration_workspace_elements",
+      [](int64_t frames, int64_t cells, uint64_t durations, bool, int64_t) {
+        return jax_rnnt::duration_workspace_elements(frames, cells,
+                                                     jax_rnnt::Durations::of_bits(durations));
+      },
+      nb::arg("frames"), nb::arg("cells"), nb::arg("durations"), nb::arg("with_posteriors"),
+      nb::arg("element_bytes"),
+      "Workspace of one utterance whose arcs have durations, in elements of the arcs' dtype.");
   m.def("best_path_workspace_elements", &jax_rnnt::best_path_workspace_elements, nb::arg("frames"),
         nb::arg("cells"), nb::arg("element_bytes"),
         "Workspace of one utterance of a best path, in elements of the arcs' dtype.");

@@ -1,6 +1,7 @@
 // How much workspace each kernel needs, whatever its instruction set.
 #include "banded_layout.h"
 #include "best_path_layout.h"
+#include "duration_layout.h"
 #include "factored_layout.h"
 #include "kernels.h"
 #include "lattice_layout.h"
@@ -18,6 +19,10 @@ PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors) {
 
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors) {
   return banded_layout(1, frames, cells, with_posteriors).total;
+}
+
+int64_t duration_workspace_elements(int64_t frames, int64_t cells, const Durations& durations) {
+  return duration_layout(frames, cells, durations).total;
 }
 
 int64_t best_path_workspace_elements(int64_t frames, int64_t cells, int64_t element_bytes) {

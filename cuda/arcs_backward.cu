@@ -203,9 +203,8 @@ cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
 
 cudaError_t arcs_backward(const ArcsBackward& p, DType dtype, cudaStream_t stream) {
   if (dtype != p.gradient_dtype) {
-    return p.gradient_dtype == DType::kBF16
-               ? launch_arcs_backward<float, __nv_bfloat16>(p, stream)
-               : launch_arcs_backward<float, __half>(p, stream);
+    return p.gradient_dtype == DType::kBF16 ? launch_arcs_backward<float, __nv_bfloat16>(p, stream)
+                                            : launch_arcs_backward<float, __half>(p, stream);
   }
   switch (dtype) {
     case DType::kF32: return launch_arcs_backward<float>(p, stream);

@@ -4,6 +4,7 @@
 
 #include "../cpp/banded_calls.h"
 #include "../cpp/best_path_calls.h"
+#include "../cpp/duration_calls.h"
 #include "../cpp/factored_calls.h"
 #include "../cpp/packed_calls.h"
 #include "../cpp/row_sums_calls.h"
@@ -60,6 +61,15 @@ constexpr auto banded_lattice = [](cudaStream_t stream, auto... operands) -> ffi
       check_workspace(p, cuda::banded_workspace_elements(p.frames, p.cells, p.labels, p.topology,
                                                          p.blank_posteriors != nullptr, dtype)));
   return error_of(cuda::banded_lattice(p, dtype, stream));
+};
+
+constexpr auto duration_lattice = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  DurationLattice p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(
+      p, cuda::duration_workspace_elements(p.frames, p.cells, p.blank_posteriors != nullptr)));
+  return error_of(cuda::duration_lattice(p, dtype, stream));
 };
 
 constexpr auto best_path = [](cudaStream_t stream, auto... operands) -> ffi::Error {
@@ -119,6 +129,10 @@ XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_si
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
                        banded_lattice_score_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(duration_lattice_handler, duration_lattice,
+                       duration_lattice_signature<Stream>(), kTraits);
+XLA_FFI_DEFINE_HANDLER(duration_lattice_score_handler, duration_lattice,
+                       duration_lattice_score_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Stream>(),
                        kTraits);
@@ -144,6 +158,8 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
       {"jax_rnnt_banded_lattice", banded_lattice_handler},
       {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
+      {"jax_rnnt_duration_lattice", duration_lattice_handler},
+      {"jax_rnnt_duration_lattice_score", duration_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
       {"jax_rnnt_factored_fwd", factored_fwd_handler},

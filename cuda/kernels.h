@@ -12,6 +12,7 @@ cudaError_t arcs_forward(const ArcsForward& params, DType dtype, cudaStream_t st
 cudaError_t arcs_backward(const ArcsBackward& params, DType dtype, cudaStream_t stream);
 cudaError_t lattice(const Lattice& params, DType dtype, cudaStream_t stream);
 cudaError_t banded_lattice(const BandedLattice& params, DType dtype, cudaStream_t stream);
+cudaError_t duration_lattice(const DurationLattice& params, DType dtype, cudaStream_t stream);
 cudaError_t best_path(const BestPath& params, DType dtype, cudaStream_t stream);
 cudaError_t factored_forward(const FactoredForward& params, DType dtype, cudaStream_t stream);
 cudaError_t factored_backward(const FactoredBackward& params, DType dtype, cudaStream_t stream);
@@ -23,6 +24,7 @@ int64_t lattice_workspace_elements(int64_t frames, int64_t cells, Topology topol
 PackedWorkspace packed_workspace(int64_t cells, bool with_posteriors, DType dtype);
 int64_t banded_workspace_elements(int64_t frames, int64_t cells, int64_t labels, Topology topology,
                                   bool with_posteriors, DType dtype);
+int64_t duration_workspace_elements(int64_t frames, int64_t cells, bool with_posteriors);
 int64_t best_path_workspace_elements(int64_t frames, int64_t cells, DType dtype);
 int64_t packed_best_path_elements(int64_t cells);  // of an utterance, beside the rows' bytes
 int64_t factored_backward_elements(int64_t frames, int64_t cells, int64_t classes);

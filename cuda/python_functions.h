@@ -42,6 +42,14 @@ inline void define_functions(nanobind::module_& m) {
       nanobind::arg("topology"), nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
       "Workspace of one utterance of a band, in elements of the arcs' dtype.");
   m.def(
+      "duration_workspace_elements",
+      [](int64_t frames, int64_t cells, uint64_t, bool with_posteriors, int64_t) {
+        return duration_workspace_elements(frames, cells, with_posteriors);
+      },
+      nanobind::arg("frames"), nanobind::arg("cells"), nanobind::arg("durations"),
+      nanobind::arg("with_posteriors"), nanobind::arg("element_bytes"),
+      "Workspace of one utterance whose arcs have durations, in elements of the arcs' dtype.");
+  m.def(
       "best_path_workspace_elements",
       [](int64_t frames, int64_t cells, int64_t element_bytes) {
         const DType dtype = element_bytes == 8 ? DType::kF64 : DType::kF32;

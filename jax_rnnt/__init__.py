@@ -26,6 +26,7 @@ from .packed_alignment import (
 from .packed_inputs import pack_joint_inputs, packed_size
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
+from .tdt import rnnt_loss_tdt
 from .types import Alignment, BestLabels, Posteriors
 
 __version__ = _version("jax-rnnt")
@@ -70,6 +71,7 @@ __all__ = [
     "rnnt_loss_pruned_joint",
     "rnnt_loss_simple",
     "rnnt_loss_smoothed",
+    "rnnt_loss_tdt",
 ]
 
 

@@ -21,9 +21,7 @@ def arcs_fwd(
     return op(logits, labels, bounds, **params)
 
 
-def arcs_bwd(
-    options: ArcsOptions, *operands: jax.Array, gradient_dtype: Any = None
-) -> jax.Array:
+def arcs_bwd(options: ArcsOptions, *operands: jax.Array, gradient_dtype: Any = None) -> jax.Array:
     """See `arcs_reference.arcs_bwd`."""
     op = chosen(options.implementation, arcs_reference.arcs_bwd, ops.arcs_bwd)
     return op(

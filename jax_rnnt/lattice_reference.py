@@ -133,22 +133,13 @@ class _Fronts:
         """`(*batch, T, W)` to `(n, *batch, W)`."""
         if not self.regular:
             return jnp.moveaxis(plane, -2, 0)
-        # Padding each column by W and cutting the flat array into rows one element shorter shifts
-        # column u down by u: a skew without a gather.
-        *batch, T, W = self.shape
-        columns = jnp.swapaxes(plane, -1, -2)
-        columns = jnp.pad(columns, [(0, 0)] * (len(batch) + 1) + [(0, W)])
-        flat = columns.reshape(*batch, W * (T + W))[..., : W * self.num_fronts]
-        return jnp.moveaxis(flat.reshape(*batch, W, self.num_fronts), -1, 0)
+        return to_antidiagonals(plane)
 
     def _from_fronts(self, fronts: jax.Array) -> jax.Array:
         """The inverse of `_to_fronts`."""
         if not self.regular:
             return jnp.moveaxis(fronts, 0, -2)
-        *batch, T, W = self.shape
-        flat = jnp.moveaxis(fronts, 0, -1).reshape(*batch, W * self.num_fronts)
-        flat = jnp.pad(flat, [(0, 0)] * len(batch) + [(0, W)])
-        return jnp.swapaxes(flat.reshape(*batch, W, T + W)[..., :T], -1, -2)
+        return from_antidiagonals(fronts)
 
     def forward(self) -> tuple[jax.Array, Extended]:
         """The log-likelihood, and alpha of each front relative to its largest exponent."""
@@ -189,6 +180,26 @@ class _Fronts:
         fronts = (n, self.blank, self.label, alphas)
         _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
         return self._from_fronts(blank), self._from_fronts(label)
+
+
+def to_antidiagonals(plane: jax.Array) -> jax.Array:
+    """`(*batch, T, W)` to `(T+W-1, *batch, W)`: element (t, u) at (t + u, u)."""
+    # Padding each column by W and cutting the flat array into rows one element shorter shifts
+    # column u down by u: a skew without a gather.
+    *batch, T, W = plane.shape
+    columns = jnp.swapaxes(plane, -1, -2)
+    columns = jnp.pad(columns, [(0, 0)] * (len(batch) + 1) + [(0, W)])
+    flat = columns.reshape(*batch, W * (T + W))[..., : W * (T + W - 1)]
+    return jnp.moveaxis(flat.reshape(*batch, W, T + W - 1), -1, 0)
+
+
+def from_antidiagonals(fronts: jax.Array) -> jax.Array:
+    """The inverse of `to_antidiagonals`."""
+    num_fronts, *batch, W = fronts.shape
+    flat = jnp.moveaxis(fronts, 0, -1).reshape(*batch, W * num_fronts)
+    flat = jnp.pad(flat, [(0, 0)] * len(batch) + [(0, W)])
+    columns = flat.reshape(*batch, W, num_fronts + 1)[..., : num_fronts + 1 - W]
+    return jnp.swapaxes(columns, -1, -2)
 
 
 def without_bad_arcs(blank: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -76,8 +76,8 @@ void run_arcs(int64_t batch, int64_t frames, int64_t cells, int64_t labels, int6
   const auto run_backward = [&](auto out) {
     using Out = decltype(out);
     const bool hat = normalization == Normalization::kHat, clamp = backward.clamp > 0;
-    const auto run = hat ? clamp ? arcs_backward_frames<true, true, In, Out>
-                                 : arcs_backward_frames<true, false, In, Out>
+    const auto run = hat     ? clamp ? arcs_backward_frames<true, true, In, Out>
+                                     : arcs_backward_frames<true, false, In, Out>
                      : clamp ? arcs_backward_frames<false, true, In, Out>
                              : arcs_backward_frames<false, false, In, Out>;
     const int64_t middle = up_to(batch * frames);

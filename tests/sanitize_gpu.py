@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rnnt._native.duration_ops import duration_lattice, duration_lattice_score
 from jax_rnnt._native.factored_ops import factored_bwd, factored_fwd, smoothed_bwd, smoothed_fwd
 from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
@@ -145,6 +146,22 @@ def banded_cases() -> Iterator[Case]:
                     yield what, partial(op, options, U), (*planes, starts, bounds)
 
 
+def duration_cases() -> Iterator[Case]:
+    """Durations of every kind, in utterances shorter and longer than they are."""
+    rng = np.random.default_rng(6)
+    for T, U in ((1, 0), (1, 3), (9, 0), (35, 18), (90, 37), (20, 300)):
+        bounds = bounds_of(T, U)
+        for durations in ((0, 1, 2, 3, 4), (1,), (0, 3, 50)):
+            shape = len(bounds), len(durations), T, U + 1
+            for dtype in (np.float32, np.float64):
+                planes = -rng.exponential(size=(2, len(bounds), T, U + 1)).astype(dtype)
+                duration = -rng.exponential(size=shape).astype(dtype)
+                for op in (duration_lattice, duration_lattice_score):
+                    what = f"{op.__name__} {np.dtype(dtype).name} T={T} U={U} {durations}"
+                    function = partial(op, durations=durations, native=True)
+                    yield what, function, (*planes, duration, bounds)
+
+
 def additive_cases() -> Iterator[Case]:
     """Halves of several tiles and of less than one, with cells that are computed one by one."""
     rng = np.random.default_rng(4)
@@ -196,7 +213,10 @@ def run_cases(every: int) -> None:
     """Runs one in `every` cases, all of them once on the device that JAX chooses."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    kinds = arcs_cases, lattice_cases, packed_cases, banded_cases, additive_cases, row_cases
+    kinds = (
+        arcs_cases, lattice_cases, packed_cases, banded_cases, duration_cases, additive_cases,
+        row_cases,
+    )  # fmt: skip
     cases = [case for kind in kinds for case in kind()][::every]
     for done, (what, function, operands) in enumerate(cases):
         if done % 50 == 0:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import oracles_tdt
 import pytest
 
 import jax_rnnt
@@ -35,6 +36,8 @@ SIGNATURES = {
     nemo.rnnt_loss: "acts, labels, act_lens, label_lens, blank=0, reduction='mean', "
     "fastemit_lambda=0.0, clamp=0.0",
     nemo.RNNTLossNumba: "blank=0, reduction='mean', fastemit_lambda=0.0, clamp=-1",
+    nemo.TDTLossNumba: "blank, durations, reduction='mean', fastemit_lambda=0.0, clamp=-1, "
+    "sigma=0.0, omega=0.0",
     nemo.RNNTLoss: "num_classes, reduction='mean_batch', loss_name='default', loss_kwargs=None",
     nemo.RNNTLoss.__call__: "self, log_probs, targets, input_lengths, target_lengths",
     transducer.TransducerLoss: "blank=0",
@@ -164,6 +167,25 @@ def test_nemo(batch: Any, clamp: float, fastemit_lambda: float) -> None:
         np.testing.assert_allclose(loss, weights @ wanted.loss, rtol=1e-12)
         expected = weights[:, None, None, None] * wanted.grad
         np.testing.assert_allclose(grad, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.3])
+def test_nemo_durations(batch: Any, fastemit_lambda: float) -> None:
+    """Scores of tokens and durations in one array; the value is scaled for FastEmit."""
+    logits, labels = batch
+    duration_logits = np.random.default_rng(2).normal(size=(*logits.shape[:-1], 3))
+    options = {"fastemit_lambda": fastemit_lambda, "sigma": 0.05}
+    found = oracles_tdt.tdt_loss(
+        logits, duration_logits, labels, *LENGTHS, durations=(0, 1, 2), **options
+    )
+    acts = np.concatenate([logits, duration_logits], -1)
+    grad = np.concatenate([found.grad, found.duration_grad], -1)
+    wanted = oracles.LogitsResult((1 + fastemit_lambda) * found.loss, grad)
+    for reduction, share in (("mean", 1 / B), ("sum", 1), ("none", None)):
+        module = nemo.TDTLossNumba(0, [0, 1, 2], reduction, **options)
+        assert_loss(lambda x, f=module: f(x, labels, *LENGTHS), acts, wanted, share)
+    with pytest.raises(ValueError, match=r"omega is 0.1; expected 0: .* jax.lax.cond"):
+        nemo.TDTLossNumba(0, [0, 1, 2], omega=0.1)
 
 
 def test_nemo_options() -> None:

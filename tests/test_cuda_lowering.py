@@ -125,6 +125,21 @@ def test_alignment(topology: Options, batch: Batch) -> None:
 
 
 @needs_kernels
+def test_durations(batch: Batch) -> None:
+    """As the loss, with a recursion of its own."""
+    scores = batch.logits, np.zeros((B, T, U + 1, 3), np.float32)
+
+    def loss(*scores: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_tdt(*scores, batch.labels, durations=(0, 1, 2)).sum()
+
+    text = lowered_for_cuda(loss, *scores)
+    assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice_score")
+    text = lowered_for_cuda(jax.grad(loss, (0, 1)), *scores)
+    names = "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice", "jax_rnnt_arcs_bwd"
+    assert_kernels_alone(text, *names)
+
+
+@needs_kernels
 @pytest.mark.parametrize("name", ["factored", "smoothed"])
 def test_additive_joiner(name: str) -> None:
     """Kernels for the products, too."""

@@ -29,6 +29,7 @@ from packed_cases import PackedBatch, packed_function, random_packed
 from pruned_cases import TOPOLOGIES as PRUNED_TOPOLOGIES
 
 import jax_rnnt
+from jax_rnnt._native.duration_ops import duration_lattice, duration_lattice_score
 from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import (
@@ -261,6 +262,30 @@ def test_bands(places: tuple[jax.Device, jax.Device], topology: Any, dtype: Any)
         assert_gradients_agree(*both, promised(dtype))
         score = run_on(places[1], partial(banded_lattice_score, options, shape[2]), *operands)
         assert_numbers_agree(score, cpu[0], promised(dtype))
+        assert_same_bits(op, *jax.device_put(operands, places[1]))
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize("durations", [(0, 1, 2, 3, 4), (1, 3)], ids=str)
+def test_durations(
+    places: tuple[jax.Device, jax.Device], durations: tuple[int, ...], dtype: Any
+) -> None:
+    """Log-likelihood and posteriors of arcs with durations, the former alone, the same bits
+    again.
+    """
+    for B, T, U in ((6, 7, 5), (40, 90, 37), (3, 300, 400), (5, 20, 0)):
+        *planes, bounds = lattice_operands((B, T, U), dtype, {})
+        shape = B, len(durations), T, U + 1
+        duration = -np.random.default_rng(T).exponential(size=shape).astype(dtype)
+        operands = (*planes, duration, bounds)
+        op = partial(duration_lattice, durations=durations, native=True)
+        cpu, gpu = (run_on(place, op, *operands) for place in places)
+        assert np.isfinite(cpu[0]).sum() > 1
+        assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
+        for found, wanted in zip(gpu[1:], cpu[1:], strict=True):
+            assert_gradients_agree(found, wanted, promised(dtype))
+        score = partial(duration_lattice_score, durations=durations, native=True)
+        assert_numbers_agree(run_on(places[1], score, *operands), cpu[0], promised(dtype))
         assert_same_bits(op, *jax.device_put(operands, places[1]))
 
 

@@ -112,6 +112,14 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], tu
         lambda dtype: (rows(dtype), *UTTERANCES),
         ("jax_rnnt_smoothed_fwd", "jax_rnnt_smoothed_bwd") + LATTICE,
     ),
+    "tdt": (
+        lambda x, *rest: jax_rnnt.rnnt_loss_tdt(*x, *rest).sum(),
+        lambda dtype: (
+            (array(B, T, U + 1, V, dtype=dtype), array(B, T, U + 1, 5, dtype=dtype)),
+            *UTTERANCES,
+        ),
+        ARCS + ("jax_rnnt_duration_lattice",),
+    ),
     "packed": (
         packed,
         lambda dtype: (array(B * T * (U + 1), V, dtype=dtype), *UTTERANCES),
@@ -270,15 +278,19 @@ def pruned_joint_loss_and_gradient(variables: Any, labels: Any, *lengths: Any) -
 
 @pytest.mark.parametrize("step", [joint_loss_and_gradient, pruned_joint_loss_and_gradient])
 def test_nothing_copies_the_logits_of_tiles(step: Any) -> None:
-    """Of matrices with as many rows as a tile, the float32 ones are logits. XLA would have each
-    dimension a multiple of eight: of 1000 classes, which are 1008 here, it would copy 1001. The
-    gradient by the logits is in bfloat16 as soon as it is written.
+    """Arrays of the size of a tile's logits come from matrix products and from kernels alone, the
+    gradient in bfloat16. XLA would have each dimension a multiple of eight: of 1001 classes, which
+    are 1008 here, it would copy the logits.
     """
     program = compile_for_gpu(step, *of_librispeech(1001, size=31))
-    matrices = re.findall(r"(\w+)\[(\d+),(\d+)\]\S* ([\w-]+)\(", program.text)
-    tile = max(int(num_rows) for dtype, num_rows, *_ in matrices if dtype == "f32")
-    found = {x for x in matrices if int(x[1]) == tile}
-    assert {(dtype, by) for dtype, _, width, by in found if int(width) == 1008} == set()
+    arrays = re.findall(r"(\w+)\[([\d,]+),1008\]\S* ([\w-]+)\(", program.text)
+    large = {
+        (dtype, by)
+        for dtype, dimensions, by in arrays
+        if math.prod(map(int, dimensions.split(","))) > 10_000
+    }
+    assert {by for _, by in large} == {"get-tuple-element", "bitcast", "custom-call"}
+    assert {dtype for dtype, by in large if by == "custom-call"} == {"bf16"}
 
 
 ONE_GRAPH = """

@@ -4,12 +4,12 @@ Different on purpose: an utterance without any alignment has loss +inf and gradi
 never matters, reduced losses are scalars, and where losses are divided by numbers of labels, none
 counts as one. Losses of half-precision logits are float32, without a copy of the logits. As there,
 and unlike `jax_rnnt.rnnt_loss`, the loss is multiplied by `1 + fastemit_lambda`; the gradient is
-not. The multi-blank and the token-and-duration losses of NeMo are not here.
+not. NeMo's multi-blank loss is not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +23,7 @@ from ..types import Array, Reduction
 from ..validation import as_array, one_of
 from ._names import arguments_named
 
-__all__ = ["RNNTLoss", "RNNTLossNumba", "rnnt_loss"]
+__all__ = ["RNNTLoss", "RNNTLossNumba", "TDTLossNumba", "rnnt_loss"]
 
 NemoReduction: TypeAlias = Literal["mean_batch", "mean_volume", "mean", "sum"]
 _Loss: TypeAlias = Literal["default", "warprnnt_numba", "warprnnt", "pytorch"]
@@ -80,6 +80,11 @@ def _losses(
         fastemit_lambda=fastemit_lambda,
         clamp=clamp,
     )
+    return _scaled(losses, fastemit_lambda)
+
+
+def _scaled(losses: jax.Array, fastemit_lambda: float) -> jax.Array:
+    """Multiplied by `1 + fastemit_lambda`; the gradient is not."""
     if fastemit_lambda == 0:
         return losses  # not + 0 * inf
     return losses + fastemit_lambda * jax.lax.stop_gradient(losses)
@@ -97,6 +102,68 @@ class RNNTLossNumba:
     def __call__(self, acts: Array, labels: Array, act_lens: Array, label_lens: Array) -> jax.Array:
         options = self.blank, self.reduction, self.fastemit_lambda, self.clamp
         return rnnt_loss(acts, labels, act_lens, label_lens, *options)
+
+    forward = __call__
+
+
+@dataclass(frozen=True)
+class TDTLossNumba:
+    """The token-and-duration loss (`jax_rnnt.rnnt_loss_tdt`) with its options fixed.
+
+    Attributes:
+      blank: class of the blank symbol.
+      durations: in frames, increasing, as `jax_rnnt.rnnt_loss_tdt` takes them.
+      reduction: `"none"`, `"mean"` over the batch, or `"sum"`.
+      fastemit_lambda: as in `rnnt_loss`, for the gradient by the tokens' scores.
+      clamp: bound on the elements of the gradient; off if <= 0.
+      sigma: is subtracted from the log-probability of each token.
+      omega: 0. To train some batches with the usual loss, choose between both by
+        `jax.lax.cond(jax.random.bernoulli(key, omega), ...)`.
+
+    Raises:
+      ValueError: an omega other than 0.
+    """
+
+    blank: int
+    durations: Sequence[int]
+    reduction: Reduction = "mean"
+    fastemit_lambda: float = 0.0
+    clamp: float = -1
+    sigma: float = 0.0
+    omega: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of("reduction", self.reduction, Reduction)
+        if self.omega != 0:
+            raise ValueError(
+                f"omega is {self.omega}; expected 0: choose between RNNTLossNumba and TDTLossNumba "
+                "by jax.lax.cond(jax.random.bernoulli(key, omega), ...)."
+            )
+
+    def __call__(self, acts: Array, labels: Array, act_lens: Array, label_lens: Array) -> jax.Array:
+        """The loss.
+
+        Args:
+          acts: `(B, T, U+1, V+D)`, unnormalised: scores of the tokens, then of the D durations.
+            Both parts are copied, which `jax_rnnt.rnnt_loss_tdt` of two arrays does not need.
+          labels: `(B, U)` integers.
+          act_lens, label_lens: `(B,)` integers.
+        """
+        acts = jnp.asarray(as_array("acts", acts))
+        num_tokens = acts.shape[-1] - len(self.durations)
+        losses = jax_rnnt.rnnt_loss_tdt(
+            acts[..., :num_tokens],
+            acts[..., num_tokens:],
+            labels,
+            act_lens,
+            label_lens,
+            durations=self.durations,
+            sigma=self.sigma,
+            blank_id=self.blank,
+            fastemit_lambda=self.fastemit_lambda,
+            clamp=self.clamp,
+        )
+        return reduce_losses(_scaled(losses, self.fastemit_lambda), self.reduction, None)
 
     forward = __call__
 

@@ -1,0 +1,62 @@
+#include "duration_calls.h"
+
+#include "ffi_decode.h"
+
+namespace jax_rnnt {
+
+ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
+                  ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
+                  AnyResult workspace, int64_t durations) {
+  const Dimensions dims = blank.dimensions();
+  if (dims.size() < 2 || dims.back() < 1) return shape_error("blank", dims, "(*batch, T, U+1)");
+  const size_t leading = dims.size() - 2;
+  const int64_t batch = product(dims, leading);
+  JAX_RNNT_RETURN_IF_ERROR(decode_arcs(dtype, batch, blank, label, bounds, *log_likelihood,
+                                       *workspace, int64_t(Topology::kRegular)));
+  if (durations <= 1 || durations >> Durations::kLongest > 1) {
+    return ffi::Error::InvalidArgument("jax_rnnt: durations must be bits of a duration above 0");
+  }
+  const Durations found = Durations::of_bits(uint64_t(durations));
+  if (elements(duration.dimensions()) != elements(dims) * found.number ||
+      duration.element_type() != blank.element_type()) {
+    return shape_error("duration", duration.dimensions(), "(*batch, D, T, U+1) of blank's dtype");
+  }
+  params = {
+      .batch = batch,
+      .frames = dims[leading],
+      .cells = dims[leading + 1],
+      .durations = found,
+      .blank = blank.untyped_data(),
+      .label = label.untyped_data(),
+      .duration = duration.untyped_data(),
+      .bounds = reinterpret_cast<const Bounds*>(bounds.typed_data()),
+      .log_likelihood = log_likelihood->untyped_data(),
+      .blank_posteriors = nullptr,
+      .label_posteriors = nullptr,
+      .duration_posteriors = nullptr,
+      .workspace = workspace->untyped_data(),
+      .workspace_elements = batch == 0 ? 0 : elements(workspace->dimensions()) / batch,
+  };
+  return ffi::Error::Success();
+}
+
+ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
+                  ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
+                  AnyResult blank_posteriors, AnyResult label_posteriors,
+                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations) {
+  JAX_RNNT_RETURN_IF_ERROR(
+      decode(params, dtype, blank, label, duration, bounds, log_likelihood, workspace, durations));
+  if (elements(duration_posteriors->dimensions()) != elements(duration.dimensions()) ||
+      duration_posteriors->element_type() != duration.element_type()) {
+    return shape_error("posteriors", duration_posteriors->dimensions(),
+                       "the durations' shape and dtype");
+  }
+  params.duration_posteriors = duration_posteriors->untyped_data();
+  return decode_posteriors(params, blank, blank_posteriors, label_posteriors);
+}
+
+ffi::Error check_workspace(const DurationLattice& params, int64_t needed_elements) {
+  return check_workspace(params.batch, params.workspace_elements, needed_elements);
+}
+
+}  // namespace jax_rnnt

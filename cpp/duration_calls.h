@@ -1,0 +1,48 @@
+// The XLA FFI calls of the recursion over arcs with durations, as ffi_calls.h has those of others.
+#pragma once
+
+#include "ffi_calls.h"
+
+namespace jax_rnnt {
+
+ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
+                  ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
+                  AnyResult blank_posteriors, AnyResult label_posteriors,
+                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations);
+
+ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
+                  ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
+                  AnyResult workspace, int64_t durations);
+
+ffi::Error check_workspace(const DurationLattice& params, int64_t needed_elements);
+
+template <class Context>
+auto duration_lattice_signature() {
+  return ffi::Ffi::Bind()
+      .Ctx<Context>()
+      .template Arg<ffi::AnyBuffer>()  // blank
+      .template Arg<ffi::AnyBuffer>()  // label
+      .template Arg<ffi::AnyBuffer>()  // duration
+      .template Arg<Int32Buffer>()     // bounds
+      .template Ret<ffi::AnyBuffer>()  // log_likelihood
+      .template Ret<ffi::AnyBuffer>()  // blank_posteriors
+      .template Ret<ffi::AnyBuffer>()  // label_posteriors
+      .template Ret<ffi::AnyBuffer>()  // duration_posteriors
+      .template Ret<ffi::AnyBuffer>()  // workspace
+      .template Attr<int64_t>("durations");
+}
+
+template <class Context>
+auto duration_lattice_score_signature() {
+  return ffi::Ffi::Bind()
+      .Ctx<Context>()
+      .template Arg<ffi::AnyBuffer>()  // blank
+      .template Arg<ffi::AnyBuffer>()  // label
+      .template Arg<ffi::AnyBuffer>()  // duration
+      .template Arg<Int32Buffer>()     // bounds
+      .template Ret<ffi::AnyBuffer>()  // log_likelihood
+      .template Ret<ffi::AnyBuffer>()  // workspace
+      .template Attr<int64_t>("durations");
+}
+
+}  // namespace jax_rnnt
