@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from problems import DURATIONS
 
 import jax_rnnt
 from jax_rnnt._native.row_ops import row_sums
@@ -36,8 +37,7 @@ PLANES = LATTICE + PACKED + BAND  # ops of arcs, which have no classes
 LOSS = ("loss", "loss forward")  # with and without the gradient
 # The same of the additive joiner, whose T is that of `am`; and in pure JAX.
 SIMPLE = ("simple", "simple forward", "simple xla")
-TDT = ("tdt", "tdt forward")  # with durations, of which there are
-DURATIONS = (0, 1, 2, 3, 4)
+TDT = ("tdt", "tdt forward")
 LOSSES = LOSS + SIMPLE + TDT
 DTYPES = ("float32", "bfloat16")
 

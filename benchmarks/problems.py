@@ -9,6 +9,8 @@ import numpy as np
 
 S_RANGE = 5
 """Label positions that the pruned losses keep in each frame."""
+DURATIONS = (0, 1, 2, 3, 4)
+"""In frames, of the token-and-duration loss."""
 SCALES: dict[str, Any] = {"lm_only_scale": 0.1, "am_only_scale": 0.1}
 """Shares of the predictor and of the encoder by themselves in the smoothed loss."""
 
@@ -18,7 +20,8 @@ class Problem:
     """One batch; all utterances have full length, so that every element counts.
 
     Attributes:
-      kind: `"logits"`, from which a full loss starts; `"additive"`, an additive joiner's `am` and
+      kind: `"logits"`, from which a full loss starts; `"durations"`, with logits of `DURATIONS`
+        besides; `"additive"`, an additive joiner's `am` and
         `lm`; `"smoothed"`, the same for its smoothed loss; `"pruned"`, these and encoder and
         predictor output of a joint network; `"arcs"`; `"librispeech"`, whose operands are those of
         `pruned.py`.
@@ -57,6 +60,11 @@ class Problem:
 
         if self.kind == "logits":
             return {"logits": normal(B, T, U1, V)}
+        if self.kind == "durations":
+            return {
+                "logits": normal(B, T, U1, V),
+                "duration_logits": normal(B, T, U1, len(DURATIONS)),
+            }
         if self.kind == "arcs":
             return {
                 name: (-0.1 - rng.exponential(size=(B, T, U1))).astype(np.float32)

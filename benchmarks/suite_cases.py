@@ -1,6 +1,7 @@
 """What `suite.py` measures: every public loss and the kernels alone, at the field's shapes.
 
-A to F are the shapes of warp-rnnt's, awni's and k2's benchmarks. LibriSpeech is a batch of 30 of
+A to F are the shapes of warp-rnnt's, awni's and k2's benchmarks, TDT one of other kernels of its
+loss. LibriSpeech is a batch of 30 of
 its utterances, in no order, with a joint network of width 512.
 """
 
@@ -84,6 +85,7 @@ LOGITS = {
 D = {f"D{V}": Problem("additive", 8, 2000, 100, V) for V in (100, 1000)}
 E = Problem("pruned", 4, 500, 100, 500, 512)
 F = Problem("arcs", 16, 1000, 100)
+TDT = Problem("durations", 8, 100, 20, 1025)
 LIBRISPEECH = Problem("librispeech", 30, 437, 101, 500, 512)
 TINY = Problem("logits", 1, 2, 1, 4)
 
@@ -144,6 +146,13 @@ def _losses() -> list[Case]:
     ]
     return [
         *full,
+        Case(
+            "rnnt_loss_tdt",
+            "TDT",
+            TDT,
+            partial(of_loss, loss=workloads.tdt, reads_twice=True),
+            BOTH,
+        ),
         *simple,
         case(
             "rnnt_loss_smoothed",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from joint import joint as librispeech_joint
-from problems import S_RANGE, SCALES, Problem
+from problems import DURATIONS, S_RANGE, SCALES, Problem
 from pruned import UTTERANCES, make_problem
 from pruned import pruned as librispeech_pruned
 from results import IN_PLACE, MATRIX_PRODUCTS
@@ -99,6 +99,17 @@ def of_loss(
 
 def full(problem: Problem, x: Operands, labels: jax.Array, impl: Implementation) -> jax.Array:
     return jax_rnnt.rnnt_loss(x["logits"], labels, implementation=impl, reduction="sum")
+
+
+def tdt(problem: Problem, x: Operands, labels: jax.Array, impl: Implementation) -> jax.Array:
+    return jax_rnnt.rnnt_loss_tdt(
+        x["logits"],
+        x["duration_logits"],
+        labels,
+        durations=DURATIONS,
+        implementation=impl,
+        reduction="sum",
+    )
 
 
 def simple(problem: Problem, x: Operands, labels: jax.Array, impl: Implementation) -> jax.Array:

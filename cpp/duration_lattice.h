@@ -53,15 +53,22 @@ JAX_RNNT_INLINE ExtendedNumber<T> number_at(Row<T> row, int64_t u) {
   return {row.mantissa[u], row.exponent[u]};
 }
 
-// x + y * z, normalised.
+template <class T>
+JAX_RNNT_INLINE T exp2_of(Int<T> n) {
+  using C = Traits<T>;
+  const Int<T> floored = n < -C::kExponentBias ? -C::kExponentBias : n;
+  return bits<T>((floored + C::kExponentBias) << C::kMantissaBits);
+}
+
+// x + y * z, which is not normalised.
 template <class T>
 JAX_RNNT_INLINE ExtendedNumber<T> multiply_add(ExtendedNumber<T> x, ExtendedNumber<T> y,
                                                ExtendedNumber<T> z) {
-  const auto vector = [](ExtendedNumber<T> n) __attribute__((always_inline)) {
-    return Extended<T>{broadcast<T>(n.mantissa), IntVec<T>{} + n.exponent};
-  };
-  const Extended<T> sum = normalised(add(vector(x), multiply(vector(y), vector(z))));
-  return {sum.mantissa[0], sum.exponent[0]};
+  const Int<T> exponent = y.exponent + z.exponent;
+  const Int<T> top = x.exponent > exponent ? x.exponent : exponent;
+  return {x.mantissa * exp2_of<T>(x.exponent - top) +
+              (y.mantissa * z.mantissa) * exp2_of<T>(exponent - top),
+          top};
 }
 
 // An arc with a duration.
@@ -94,19 +101,29 @@ void load_arcs(const DurationUtterance<T>& of, int64_t t) {
 }
 
 // Takes the arcs that stay in their frame: from label position to label position, each that it
-// comes to gets its share of the one before.
+// comes to gets its share of the one before. The row is normalised before and after.
+//
+// In between, numbers are so after every vector only: a step is a chain of operations, each of
+// which waits for the one before, and as many steps cannot take a mantissa out of range.
 template <class T, int kStep>
 void add_still_arcs(const DurationUtterance<T>& of, Row<T> row) {
+  constexpr int64_t L = kLanes<T>;
   const Row<T> arcs = of.still_arcs();
-  const int64_t last = of.cells - 1;
-  int64_t u = kStep > 0 ? 0 : last;
-  ExtendedNumber<T> x = number_at(row, u);
-  for (int64_t n = 0; n < last; ++n) {
-    const ExtendedNumber<T> arc = number_at(arcs, kStep > 0 ? u : u - 1);
-    u += kStep;
-    x = multiply_add(number_at(row, u), x, arc);
-    row.mantissa[u] = x.mantissa;
-    row.exponent[u] = x.exponent;
+  const int64_t vectors = (of.cells + L - 1) / L;
+  ExtendedNumber<T> x{T(0), kDead<T>};
+  for (int64_t n = 0; n < vectors; ++n) {
+    const int64_t begin = (kStep > 0 ? n : vectors - 1 - n) * L;
+    const int64_t end = begin + L < of.cells ? begin + L : of.cells;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t u = kStep > 0 ? i : begin + end - 1 - i;
+      // Below the first position there is none, and no label arc leaves the last one.
+      const int64_t arc = kStep > 0 ? (u == 0 ? of.cells : u - 1) : u;
+      x = multiply_add(number_at(row, u), x, number_at(arcs, arc));
+      row.mantissa[u] = x.mantissa;
+      row.exponent[u] = x.exponent;
+    }
+    store_row(row, begin, normalised(load_row(row, begin)));
+    x = number_at(row, kStep > 0 ? end - 1 : begin);
   }
 }
 
@@ -129,15 +146,15 @@ ExtendedNumber<T> run_forward_durations(const DurationUtterance<T>& of) {
       const int64_t to = t + of.durations.frames[i];
       if (to > of.frames) break;
       const Row<T> target = of.alpha(to), duration = of.duration_row(i);
-      const auto add_to = [&](int64_t u, Extended<T> x) __attribute__((always_inline)) {
-        store_row(target, u, add(load_row(target, u), x));
+      const auto add_arcs = [&](Row<T> arcs, int64_t step) __attribute__((always_inline)) {
+        for (int64_t u = 0; u < of.cells; u += kLanes<T>) {
+          const Extended<T> x = multiply(load_row(alpha, u), arc_at(arcs, duration, u));
+          store_row(target, u + step, add(load_row(target, u + step), x));
+        }
       };
-      for (int64_t u = 0; u < of.cells; u += kLanes<T>) {
-        const Extended<T> x = load_row(alpha, u);
-        add_to(u, multiply(x, arc_at(of.blank_arcs(), duration, u)));
-        // By label no path comes to the end.
-        if (to < of.frames) add_to(u + 1, multiply(x, arc_at(of.label_arcs(), duration, u)));
-      }
+      // One after the other: a load that reaches over the end of a store has to wait for it.
+      add_arcs(of.blank_arcs(), 0);
+      if (to < of.frames) add_arcs(of.label_arcs(), 1);  // by label no path comes to the end
     }
   }
   const Row<T> end = of.alpha(of.frames);

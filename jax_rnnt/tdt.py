@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from .bounds import Utterances, cells_inside, labels_and_bounds
 from .implementation import chosen
 from .lattice import gradient_weights
 from .losses import checked_logits
-from .numerics import accumulator_dtype, axis_index, log_denominator, log_ratio
+from .numerics import accumulator_dtype, axis_index
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -32,6 +32,14 @@ from .types import (
 
 _LONGEST_DURATION = 62
 """The native op takes a set of durations as the bits of an integer."""
+
+
+class _Arcs(NamedTuple):
+    """Of arcs and durations: log-probabilities, or posteriors."""
+
+    blank: jax.Array  # (*batch, T, U+1)
+    label: jax.Array
+    duration: jax.Array  # (*batch, D, T, U+1)
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def _loss(
     labels: jax.Array,
     bounds: jax.Array,
 ) -> jax.Array:
-    arcs, _ = _arcs(options, logits, duration_logits, labels, bounds)
+    arcs, _ = _log_probs(options, logits, duration_logits, labels, bounds)
     op = chosen(
         options.arcs.implementation,
         duration_reference.duration_lattice_score,
@@ -179,39 +187,40 @@ def _loss(
 
 
 def _loss_fwd(options, logits, duration_logits, labels, bounds):
-    arcs, denominators = _arcs(options, logits, duration_logits, labels, bounds)
+    arcs, denominators = _log_probs(options, logits, duration_logits, labels, bounds)
     op = chosen(
         options.arcs.implementation,
         duration_reference.duration_lattice,
         duration_ops.duration_lattice,
     )
-    log_likelihood, blank, label, of_durations = op(*arcs, bounds, durations=options.durations)
-    residuals = logits, labels, denominators, Posteriors(blank, label), duration_logits
-    return negative(log_likelihood), (*residuals, of_durations)
+    log_likelihood, *posteriors = op(*arcs, bounds, durations=options.durations)
+    no_durations = duration_logits[..., :0]  # of their dtype
+    residuals = logits, labels, denominators, no_durations, arcs.duration, _Arcs(*posteriors)
+    return negative(log_likelihood), residuals
 
 
 def _loss_bwd(options, residuals, cotangents):
-    logits, labels, denominators, posteriors, duration_logits, of_durations = residuals
-    weights = gradient_weights(options.lattice, posteriors)
+    logits, labels, denominators, no_durations, log_probs, posteriors = residuals
+    of_arcs = Posteriors(posteriors.blank, posteriors.label)
+    weights = gradient_weights(options.lattice, of_arcs)
     operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
     d_logits = arcs_bwd(options.arcs, *operands)
-    d_duration_logits = _duration_gradient(
-        options.arcs.clamp, *align_varying_axes(duration_logits, of_durations, cotangents)
-    )
-    return d_logits, d_duration_logits, None, None
+    operands = align_varying_axes(log_probs, posteriors.duration, of_arcs, cotangents)
+    d_duration_logits = _duration_gradient(options, *operands)
+    return d_logits, d_duration_logits.astype(no_durations.dtype), None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
-def _arcs(
+def _log_probs(
     options: _Options,
     logits: jax.Array,
     duration_logits: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """Log-probabilities of arcs and durations as `duration_lattice` takes them; denominators."""
+) -> tuple[_Arcs, jax.Array]:
+    """Log-probabilities, and denominators of the logits."""
     blank, label, denominators = arcs_fwd(options.arcs, logits, labels, bounds)
     if options.sigma != 0:
         blank, label = blank - options.sigma, label - options.sigma
@@ -222,20 +231,28 @@ def _arcs(
     *_, T, W, _ = logits.shape
     inside = cells_inside(bounds, T, W, W - 1)[..., None]
     scores = jnp.where(inside, duration_logits.astype(accumulator_dtype(logits.dtype)), 0)
-    denominator = (x[..., None] for x in log_denominator(scores))
-    duration = jnp.moveaxis(log_ratio(scores, *denominator), -1, -3)
-    return (blank, label, duration), denominators
+    return _Arcs(blank, label, jnp.moveaxis(_log_softmax(scores), -1, -3)), denominators
+
+
+def _log_softmax(scores: jax.Array) -> jax.Array:
+    """NaN for all of a row with NaN or +inf, -inf for all of a row of -inf."""
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    shifted = scores - jnp.where(top == -jnp.inf, 0, top)
+    total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True)
+    return shifted - jnp.log(jnp.where(total == 0, 1, total))
 
 
 def _duration_gradient(
-    clamp: float | None, duration_logits: jax.Array, posteriors: jax.Array, cotangents: jax.Array
+    options: _Options,
+    log_probs: jax.Array,
+    of_durations: jax.Array,
+    posteriors: Posteriors,
+    cotangents: jax.Array,
 ) -> jax.Array:
-    """Of the loss; `posteriors` are `(*batch, D, T, U+1)`."""
-    weights = jnp.moveaxis(posteriors, -3, -1)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    scores = jnp.where(total != 0, duration_logits.astype(weights.dtype), 0)
-    unit = total * jax.nn.softmax(scores) - weights
-    if clamp is not None:
-        unit = jnp.clip(unit, -clamp, clamp)
+    """Of the loss by the duration logits, `(*batch, T, U+1, D)`."""
+    total = (posteriors.blank + posteriors.label)[..., None, :, :]
+    unit = total * jnp.exp(log_probs) - of_durations
+    if options.arcs.clamp is not None:
+        unit = jnp.clip(unit, -options.arcs.clamp, options.arcs.clamp)
     gradient = jnp.where(total != 0, cotangents[..., None, None, None] * unit, 0)
-    return gradient.astype(duration_logits.dtype)
+    return jnp.moveaxis(gradient, -3, -1)

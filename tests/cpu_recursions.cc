@@ -1,5 +1,6 @@
-// Runs the kernels of lattices, bands and best paths on random problems in memory that ends where
-// their arrays do. Built with -fsanitize=address,undefined: see test_cpu_kernels.py.
+// Runs the kernels of lattices, with durations and without, bands and best paths on random problems
+// in memory that ends where their arrays do. Built with -fsanitize=address,undefined: see
+// test_cpu_kernels.py.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -8,6 +9,7 @@
 
 #include "banded_kernels.h"
 #include "best_path_kernels.h"
+#include "duration_lattice.h"
 #include "lattice_kernels.h"
 #include "random_problems.h"
 
@@ -26,8 +28,10 @@ std::string bytes_of(const Arrays&... arrays) {
 template <class Recursion>
 void check_same(const Recursion& p, const std::string& wanted, const std::string& found) {
   if (found == wanted) return;
+  long long kind = -1;  // with durations
+  if constexpr (requires { p.topology; }) kind = (long long)p.topology;
   std::printf("%lld x %lld x %lld, topology %lld: two runs differ\n", (long long)p.batch,
-              (long long)p.frames, (long long)p.cells, (long long)p.topology);
+              (long long)p.frames, (long long)p.cells, kind);
   std::exit(1);
 }
 
@@ -154,6 +158,40 @@ void run_packed_lattice(Topology topology) {
   results<T>(p, memory, T(NAN), run_steps<T>);
 }
 
+template <class T>
+std::string results_with_durations(DurationLattice p, int64_t plane, bool with_posteriors,
+                                   T garbage) {
+  std::vector<T> log_likelihood(p.batch, garbage), blank(plane, garbage), label(plane, garbage);
+  std::vector<T> duration(p.durations.number * plane, garbage);
+  std::vector<T> workspace(p.batch * p.workspace_elements, garbage);
+  p.log_likelihood = log_likelihood.data(), p.workspace = workspace.data();
+  if (with_posteriors) {
+    p.blank_posteriors = blank.data(), p.label_posteriors = label.data();
+    p.duration_posteriors = duration.data();
+  }
+  for (int64_t b = 0; b < p.batch; ++b) duration_lattice_utterance<T>(p, b);
+  return with_posteriors ? bytes_of(log_likelihood, blank, label, duration)
+                         : bytes_of(log_likelihood);
+}
+
+template <class T>
+void run_durations() {
+  DurationLattice p{};
+  p.batch = 1 + up_to(2), p.frames = up_to(40), p.cells = 1 + up_to(50);
+  const uint64_t longest = one_in(4) ? up_to(60) : up_to(4);
+  p.durations = Durations::of_bits(uint64_t(2) << longest | uint64_t(up_to(15)));
+  const int64_t plane = p.batch * p.frames * p.cells;
+  const auto blank = random_scores<T>(plane), label = random_scores<T>(plane);
+  const auto duration = random_scores<T>(p.durations.number * plane);
+  const auto bounds = random_bounds(p.batch, p.frames, p.cells - 1);
+  p.blank = blank.data(), p.label = label.data(), p.duration = duration.data();
+  p.bounds = bounds.data();
+  p.workspace_elements = duration_workspace_elements(p.frames, p.cells, p.durations);
+  const bool with_posteriors = plane > 0 && one_in(2);
+  check_same(p, results_with_durations<T>(p, plane, with_posteriors, T(NAN)),
+             results_with_durations<T>(p, plane, with_posteriors, T(7)));
+}
+
 // Those of bands that go with an utterance's labels, or anywhere.
 std::vector<int32_t> random_starts(const std::vector<Bounds>& bounds, int64_t frames,
                                    int64_t cells) {
@@ -264,6 +302,7 @@ void run() {
       run_band<T>(topology);
       run_best_path<T>(topology);
       run_packed_best_path<T>(topology);
+      run_durations<T>();
     }
   }
 }

@@ -37,6 +37,6 @@ def test_arcs(target: str, tmp_path: Path) -> None:
 
 @targets
 def test_recursions(target: str, tmp_path: Path) -> None:
-    """Lattices, bands and best paths."""
+    """Lattices, with durations and without, bands and best paths."""
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", WORKSPACES]
     run_for_target(target, "cpu_recursions.cc", tmp_path, *flags)
