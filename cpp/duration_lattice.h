@@ -41,7 +41,7 @@ struct DurationUtterance {
   }
 };
 
-// Of single numbers, which are lanes of no vector.
+// One number, where Extended has those of a vector.
 template <class T>
 struct ExtendedNumber {
   T mantissa;
@@ -131,7 +131,7 @@ void add_still_arcs(const DurationUtterance<T>& of, Row<T> row) {
 template <class T>
 ExtendedNumber<T> run_forward_durations(const DurationUtterance<T>& of) {
   const int64_t longest = of.durations.longest();
-  for (int64_t t = 0; t < min_of(longest, of.frames + 1); ++t) of.make_dead(of.alpha(t));
+  for (int64_t t = 0; t < longest && t <= of.frames; ++t) of.make_dead(of.alpha(t));
   of.alpha(0).mantissa[0] = 1;
   of.alpha(0).exponent[0] = 0;
   for (int64_t t = 0; t < of.frames; ++t) {

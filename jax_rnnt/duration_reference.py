@@ -106,11 +106,18 @@ class _Fronts:
         inside = in_frame & ((label_begin <= u) & (u <= label_end))[None]
         has_label = in_frame & ((label_begin <= u) & (u < label_end))[None]
         of_durations = jnp.moveaxis(to_antidiagonals(duration), -2, 1)
+        blank = jnp.where(inside, to_antidiagonals(blank), -jnp.inf)
+        label = jnp.where(has_label, to_antidiagonals(label), -jnp.inf)
+        duration = jnp.where(inside[:, None], of_durations, -jnp.inf)
+        # All are 0 where one is bad: the second derivative is zero then, not zero times NaN.
+        bad = jnp.any(_is_bad(blank) | _is_bad(label) | jnp.any(_is_bad(duration), 1), (0, -1))
+        self.valid &= ~bad
+        bad = bad[None, ..., None]
         self.fronts = _Front(
             jnp.arange(T + W - 1, dtype=jnp.int32),
-            jnp.where(inside, to_antidiagonals(blank), -jnp.inf),
-            jnp.where(has_label, to_antidiagonals(label), -jnp.inf),
-            jnp.where(inside[:, None], of_durations, -jnp.inf),
+            jnp.where(bad, 0, blank),
+            jnp.where(bad, 0, label),
+            jnp.where(bad[None], 0, duration),
             frame_end[None] - t,
         )
         # Selected by an operand, as in `lattice_reference`.
@@ -190,6 +197,10 @@ class _Fronts:
         rows = (self.dead_row,) * (self.durations[-1] + 1)
         _, planes = lax.scan(step, rows, (self.fronts, alphas), reverse=True)
         return planes
+
+
+def _is_bad(log_prob: jax.Array) -> jax.Array:
+    return ~(log_prob <= extended.EXCESSIVE_LOG_PROB)
 
 
 def _only_one(here: jax.Array, row: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from .bounds import Utterances, cells_inside, labels_and_bounds
 from .implementation import chosen
 from .lattice import gradient_weights
 from .losses import checked_logits
-from .numerics import accumulator_dtype, axis_index
+from .numerics import accumulator_dtype, axis_index, log_denominator, log_ratio
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -91,19 +91,20 @@ def rnnt_loss_tdt(
       labels, logit_lengths, label_lengths: as in `rnnt_loss`.
       durations: the D durations in frames, increasing, from 0 to 62, one of them positive. Static.
       sigma: logit under-normalisation: is subtracted from the log-probability of each token, so
-        that alignments of few and long steps are worth more. Static, finite.
+        that alignments of few and long steps are worth more. Static, >= 0.
       fastemit_lambda: as in `rnnt_loss`, for the gradient by `logits` alone, as in NeMo.
       clamp: as in `rnnt_loss`, for both gradients.
       blank_id, delay_penalty, logit_begins, label_begins, reduction, where, implementation, check:
-        as in `rnnt_loss`. Derivatives are first ones in reverse mode.
+        as in `rnnt_loss`. `"xla"` can be differentiated more than once.
 
     Returns:
       `(*batch,)` losses in float32 (float64 for float64 `logits`), or a scalar. Gradients have the
-      dtypes of `logits` and `duration_logits`. Utterances without any alignment, as none of odd
-      length has with durations of 2 and 4, have loss +inf, those with NaN or +inf in a score inside
-      the utterance, or with bad lengths or labels that could not be checked, NaN; both have
-      gradient zero. No frames and no labels give loss 0. Padding has no effect and gets gradient
-      zero. Log-probabilities below -1e7 count as -inf, and so do those of alignments below -5e8.
+      dtypes of `logits` and `duration_logits`. Utterances without any alignment, as those of odd
+      length with durations of 2 and 4, have loss +inf; those with NaN or +inf in a score that an
+      alignment uses, or with bad lengths or labels that could not be checked, NaN. (What is in the
+      utterance but out of reach may or may not count.) Both have gradient zero, and no effect on
+      others. No frames and no labels give loss 0. Padding has no effect and gets gradient zero.
+      Log-probabilities below -1e7 count as -inf, and so do those of alignments below -5e8.
 
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; also for `duration_logits` of
@@ -122,7 +123,10 @@ def rnnt_loss_tdt(
     )
     durations = _checked_durations(durations)
     options = _Options(
-        durations, validation.finite_number("sigma", sigma), arcs_options, lattice_options
+        durations,
+        validation.finite_number("sigma", sigma, minimum=0.0),
+        arcs_options,
+        lattice_options,
     )
     duration_logits = _checked_duration_logits(duration_logits, logits, len(durations))
     reduction = validation.reduction_of(reduction)
@@ -231,15 +235,9 @@ def _log_probs(
     *_, T, W, _ = logits.shape
     inside = cells_inside(bounds, T, W, W - 1)[..., None]
     scores = jnp.where(inside, duration_logits.astype(accumulator_dtype(logits.dtype)), 0)
-    return _Arcs(blank, label, jnp.moveaxis(_log_softmax(scores), -1, -3)), denominators
-
-
-def _log_softmax(scores: jax.Array) -> jax.Array:
-    """NaN for all of a row with NaN or +inf, -inf for all of a row of -inf."""
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    shifted = scores - jnp.where(top == -jnp.inf, 0, top)
-    total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True)
-    return shifted - jnp.log(jnp.where(total == 0, 1, total))
+    denominator = (x[..., None] for x in log_denominator(scores))
+    duration = jnp.moveaxis(log_ratio(scores, *denominator), -1, -3)
+    return _Arcs(blank, label, duration), denominators
 
 
 def _duration_gradient(
@@ -251,8 +249,9 @@ def _duration_gradient(
 ) -> jax.Array:
     """Of the loss by the duration logits, `(*batch, T, U+1, D)`."""
     total = (posteriors.blank + posteriors.label)[..., None, :, :]
-    unit = total * jnp.exp(log_probs) - of_durations
+    active = total != 0
+    unit = total * jnp.exp(jnp.where(active, log_probs, 0)) - of_durations
     if options.arcs.clamp is not None:
         unit = jnp.clip(unit, -options.arcs.clamp, options.arcs.clamp)
-    gradient = jnp.where(total != 0, cotangents[..., None, None, None] * unit, 0)
+    gradient = jnp.where(active, cotangents[..., None, None, None] * unit, 0)
     return jnp.moveaxis(gradient, -3, -1)

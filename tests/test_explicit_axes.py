@@ -81,6 +81,11 @@ CASES = {
         ((B, T, S, V),),
         (BY_CLASS,),
     ),
+    "tdt": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_tdt(*x, LABELS, durations=(0, 1, 2), **k),
+        (ROWS, (B, T, U + 1, 3)),
+        (BY_CLASS, P("data", "model")),
+    ),
     "packed": Case(
         lambda x, **k: jax_rnnt.rnnt_loss_packed(x, LABELS, *LENGTHS, **k),
         ((B * T * (U + 1), V),),

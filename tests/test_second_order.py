@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rnnt import LinearJoint, rnnt_loss, rnnt_loss_joint, rnnt_loss_pruned, rnnt_loss_simple
+from jax_rnnt import (
+    LinearJoint,
+    rnnt_loss,
+    rnnt_loss_joint,
+    rnnt_loss_pruned,
+    rnnt_loss_simple,
+    rnnt_loss_tdt,
+)
 
 
 @pytest.mark.parametrize("topology", ["regular", "modified", "constrained"])
@@ -81,6 +88,39 @@ def test_bad_utterances(topology: Any, normalization: Any) -> None:
                 np.testing.assert_allclose(found[1], wanted[1], rtol=1e-12)
 
 
+def test_durations() -> None:
+    """By both logits, against central differences; zero where a loss is NaN."""
+    rng = np.random.default_rng(2)
+    labels = jnp.array([[1, 2], [3, 1]])
+    scores, directions = (
+        [jnp.asarray(rng.normal(size=(2, 4, 3, n))) for n in (4, 3)] for _ in range(2)
+    )
+
+    def loss(*scores: jax.Array) -> jax.Array:
+        losses = rnnt_loss_tdt(*scores, labels, durations=(0, 1, 2), implementation="xla")
+        return jnp.where(jnp.isfinite(losses), losses, 0).sum()
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+
+    @jax.jit
+    @partial(jax.grad, argnums=(0, 1))
+    def product(*scores: jax.Array) -> jax.Array:
+        return sum(map(jnp.vdot, gradient(*scores), directions), jnp.zeros(()))
+
+    step, found = 1e-5, product(*scores)
+    above, below = (
+        gradient(*(x + sign * step * d for x, d in zip(scores, directions, strict=True)))
+        for sign in (1, -1)
+    )
+    for x, high, low in zip(found, above, below, strict=True):
+        np.testing.assert_allclose(x, (high - low) / (2 * step), atol=1e-8)
+    for i in range(2):
+        spoiled = [x.at[0, 1, 1, 0].set(jnp.nan) if i == k else x for k, x in enumerate(scores)]
+        for x, clean in zip(product(*spoiled), found, strict=True):
+            np.testing.assert_array_equal(x[0], 0)
+            np.testing.assert_allclose(x[1], clean[1], rtol=1e-12)
+
+
 def test_native_refuses() -> None:
     """An error, not zeros."""
     logits = jnp.zeros((1, 2, 2, 3))
@@ -88,7 +128,7 @@ def test_native_refuses() -> None:
     def loss(x: jax.Array) -> jax.Array:
         return rnnt_loss(x, jnp.ones((1, 1), jnp.int32), reduction="sum", implementation="native")
 
-    with pytest.raises(NotImplementedError, match="rnnt_loss_pruned have higher ones"):
+    with pytest.raises(NotImplementedError, match="rnnt_loss_tdt have higher ones"):
         jax.grad(lambda x: jax.grad(loss)(x).sum())(logits)
 
 
@@ -107,5 +147,5 @@ def test_others_refuse(implementation: Any) -> None:
         ).sum()
 
     for loss in (simple, joint):
-        with pytest.raises(NotImplementedError, match="rnnt_loss_pruned have higher ones"):
+        with pytest.raises(NotImplementedError, match="rnnt_loss_tdt have higher ones"):
             jax.grad(lambda x, loss=loss: jax.grad(loss)(x).sum())(jnp.ones(shape))

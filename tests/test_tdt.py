@@ -323,6 +323,53 @@ def test_sharded(devices: list[jax.Device]) -> None:
             np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.cpu_only("exported for a CPU and a TPU")
+def test_export(implementation: str) -> None:
+    """With a batch of any size; in pure JAX also for a TPU."""
+    from jax.export import deserialize, export, symbolic_shape
+
+    problem = random_problem(11, 4, 6, 3, 5, (0, 1, 2))
+
+    def step(*operands: Array) -> Any:
+        def loss(*scores: Array) -> jax.Array:
+            return jax_rnnt.rnnt_loss_tdt(
+                *scores,
+                operands[2],
+                durations=(0, 1, 2),
+                implementation=implementation,  # type: ignore[arg-type]
+            ).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(*operands[:2])
+
+    (size,) = symbolic_shape("b")
+    spec = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in problem[:3]]
+    checks = jax_rnnt.disabled_export_checks()
+    platforms = ["cpu", "tpu"] if implementation == "xla" else ["cpu"]
+    exported = export(jax.jit(step), disabled_checks=checks, platforms=platforms)(*spec)
+    calls_kernels = "custom_call @jax_rnnt" in exported.mlir_module()
+    assert calls_kernels == (implementation == "native")
+    for count in (4, 3):
+        operands = [x[:count] for x in problem[:3]]
+        found = deserialize(exported.serialize()).call(*operands)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(step(*operands)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.cpu_only("what XLA plans for a CPU")
+def test_memory() -> None:
+    """Beside logits and gradients, some planes for each duration, whatever V is."""
+    durations, cells, V = (0, 1, 2), 4 * 50 * 21, 400
+    scores = [jax.ShapeDtypeStruct((4, 50, 21, n), jnp.float32) for n in (V, 3)]
+    labels = jax.ShapeDtypeStruct((4, 20), jnp.int32)
+
+    def loss(*operands: Array) -> jax.Array:
+        return jax_rnnt.rnnt_loss_tdt(*operands, durations=durations).sum()
+
+    step: Any = jax.jit(jax.grad(loss, (0, 1)))
+    used = step.lower(*scores, labels).compile().memory_analysis().temp_size_in_bytes
+    assert used < 4 * cells * 12 * len(durations) < 4 * cells * V / 10
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -336,6 +383,7 @@ def test_sharded(devices: list[jax.Device]) -> None:
         ({"durations": 3}, TypeError, r"durations is 3; expected .* as \(0, 1, 2, 3, 4\)"),
         ({"durations": (0, 1)}, ValueError, r"duration_logits has shape .* = \(2, 3, 3, 2\)"),
         ({"sigma": float("nan")}, ValueError, "sigma is nan"),
+        ({"sigma": -0.1}, ValueError, "sigma is -0.1; expected a finite number >= 0"),
         ({"duration_logits": np.zeros((2, 3, 3, 3), int)}, TypeError, "duration_logits has dtype"),
         ({"duration_logits": np.zeros((2, 3, 2, 3))}, ValueError, "duration_logits has shape"),
         ({"logits": np.zeros((3, 3))}, ValueError, "logits has shape"),

@@ -20,7 +20,7 @@ from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 CoreType = tuple[tuple[int, ...], Any]
 
 HIGHER_DERIVATIVES = (
-    "rnnt_loss, rnnt_loss_from_arcs and rnnt_loss_pruned have higher ones with "
+    "rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_pruned and rnnt_loss_tdt have higher ones with "
     "implementation='xla'."
 )
 """What errors say of derivatives that there are not."""
