@@ -14,12 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from results import ARITHMETIC, FLOOR, IN_PLACE, MATRIX_PRODUCTS, Results
+from results import IN_PLACE, MATRIX_PRODUCTS, Results
+from tables import (
+    machine_and_command,
+    megabytes,
+    number,
+    over,
+    percent,
+    picture,
+    ratio,
+    table,
+)
+from threads_tables import THREADS_TABLES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -36,44 +45,7 @@ NAMES = {
     "warprnnt_pytorch": "warp-transducer",
 }
 """Of the other systems, by that of their module."""
-ENOUGH = 1.7
-"""Times that two threads should be faster, of what takes long enough."""
 PEERS_PICTURE = "Time of the loss with its gradient by all systems, on one thread"
-
-
-def table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """In Markdown. The head's cells are separated by commas."""
-    cells = head.split(", ")
-    lines = [cells, ["---"] * len(cells), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def picture(meaning: str, file: str) -> str:
-    return f"![{meaning}]({file})\n\n"
-
-
-def number(value: float | None) -> str:
-    """Three significant digits."""
-    if value is None:
-        return ""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
-    return f"{value:.{digits}f}"
-
-
-def ratio(value: float | None) -> str:
-    return "" if value is None else f"{number(value)}×"
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f}%"
-
-
-def megabytes(size: float | None) -> str:
-    return "" if size is None else number(size / 1e6)
-
-
-def over(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value / other
 
 
 def losses(results: Results) -> str:
@@ -237,80 +209,6 @@ def overhead(results: Results) -> str:
     return f"{calls}\n\n{compiling}"
 
 
-Calls = dict[str, Any]
-"""What `threads.py` measured of a step, by name."""
-
-
-def _calls_of_threads(reports: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[Calls]]:
-    """By op, sizes, dtype and step, those of each report; none where the call was too short."""
-    found: dict[tuple[str, ...], list[Calls]] = {}
-    for i, report in enumerate(reports):
-        for case in report["cases"]:
-            op = f"`{case['op']}`" if case["op"].startswith("rnnt") else case["op"]
-            sizes = ", ".join(f"{name}={n}" for name, n in case["sizes"].items())
-            for step, calls in case["steps"].items():
-                row = found.setdefault((op, sizes, case["dtype"], step), [{} for _ in reports])
-                row[i] = calls
-    return found
-
-
-def _gain(calls: Calls, name: str = "native") -> float | None:
-    return calls[name]["gain"] if name in calls else None
-
-
-def threads(reports: Sequence[dict[str, Any]]) -> str:
-    """How many times faster two threads are, also at what no implementation can do without."""
-    rows = []
-    for case, of_reports in _calls_of_threads(reports).items():
-        cells: list[str] = []
-        for calls in of_reports:
-            one = calls["native"]["threads"]["1"]["median"] if calls else None
-            bound = MATRIX_PRODUCTS if MATRIX_PRODUCTS in calls else _fastest_floor(calls)
-            gains = (_gain(calls, name) for name in ("native", IN_PLACE, bound))
-            cells += [number(one), *map(ratio, gains)]
-        rows.append([*case, *cells])
-    names = [_short_name(report) for report in reports]
-    of_each = (f"{name} ms, gain, in place, bound" for name in names)
-    return table(", ".join(("op, sizes, dtype, step", *of_each)), rows)
-
-
-def threads_summary(reports: Sequence[dict[str, Any]]) -> str:
-    """How many calls gain what is asked for."""
-    of_calls = [[_gain(x) for x in row] for row in _calls_of_threads(reports).values()]
-    lines = []
-    for report, gains in zip(reports, zip(*of_calls, strict=True), strict=True):
-        long = [gain for gain in gains if gain is not None]
-        enough = sum(gain >= ENOUGH for gain in long)
-        arithmetic = statistics.median(
-            _gain(calls, ARITHMETIC) or 0
-            for case in report["cases"]
-            for calls in case["steps"].values()
-        )
-        lines.append(
-            f"- {_short_name(report)}: {enough} of {len(long)} gain at least {ENOUGH} times; "
-            f"arithmetic {ratio(arithmetic)} (median)."
-        )
-    somewhere = sum(max(gain or 0 for gain in gains) >= ENOUGH for gains in of_calls)
-    lines.append(f"- On one of the machines at least: {somewhere} of {len(of_calls)}.")
-    return "\n".join(lines)
-
-
-def _short_name(report: dict[str, Any]) -> str:
-    """Of a machine: Xeon, EPYC."""
-    words = report["machine"]["cpu"].replace("(R)", "").split()
-    return next((x for x in words if x not in ("AMD", "Intel", "Processor")), words[0])
-
-
-def _fastest_floor(calls: Calls) -> str:
-    """The way to stream that two threads are faster in; no call's name where there is none."""
-    medians = {
-        name: call["threads"]["2"]["median"]
-        for name, call in calls.items()
-        if name.startswith(FLOOR)
-    }
-    return min(medians, key=medians.__getitem__, default="")
-
-
 def scaling(results: Results) -> str:
     """The exponent of time by each axis: 1 is linear."""
     rows = []
@@ -354,17 +252,9 @@ def machine(results: Results) -> str:
     versions = [
         f"{NAMES[name]} {peer['version'] or ''}".strip() for name, peer in results.peers.items()
     ]
-    return _machine(results.machine, results.command, ", ".join(versions) or "no other system")
-
-
-def threads_machine(reports: Sequence[dict[str, Any]]) -> str:
-    return "\n".join(f"- {_machine(x['machine'], x['command'])}" for x in reports)
-
-
-def _machine(it: dict[str, Any], command: str, *more: str) -> str:
-    cores = f"{it['cores']} cores of an {it['cpu']} ({it['kernels']} kernels)"
-    parts = f"{cores}, JAX {it['jax']}, Python {it['python']}", *more
-    return f"{'; '.join(parts)}. `{command}`"
+    return machine_and_command(
+        results.machine, results.command, ", ".join(versions) or "no other system"
+    )
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -374,9 +264,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
         summary, machine,
     )
 }  # fmt: skip
-THREADS_TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
-    function.__name__: function for function in (threads, threads_summary, threads_machine)
-}
 MARKED = re.compile(r"(<!-- benchmark (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

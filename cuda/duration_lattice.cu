@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kMostFrontThreads)
 
 // x * rest / likelihood.
 template <class T>
-__device__ __forceinline__ T share(Extended<T> x, Extended<T> rest, Extended<T> likelihood) {
+__device__ __forceinline__ T posterior(Extended<T> x, Extended<T> rest, Extended<T> likelihood) {
   // Floors that keep the sum from overflowing; what reaches them is 0 in any case.
   const Exponent<T> first = larger(x.exponent - likelihood.exponent, kDead<T>);
   const Exponent<T> exponent = first + larger(rest.exponent, kDead<T>);
@@ -218,11 +218,11 @@ __global__ void __launch_bounds__(kPosteriorThreads)
       const Extended<T> duration = of.duration_at(i, here);
       if (d > 0) {
         const Extended<T> rest = in_range(multiply(duration, beta_at(of, t + d, u)));
-        by_blank = share(of.by_blank[here], rest, likelihood);
+        by_blank = posterior(of.by_blank[here], rest, likelihood);
       }
       if (u < of.labels && t + d < of.frames) {
         const Extended<T> after = of.beta[of.cell(t + d, u + 1)];
-        by_label = share(of.by_label[here], in_range(multiply(duration, after)), likelihood);
+        by_label = posterior(of.by_label[here], in_range(multiply(duration, after)), likelihood);
       }
     }
     durations[i * plane_size + place] = by_blank + by_label;

@@ -14,7 +14,7 @@ from jax import lax
 
 from . import extended
 from .extended import Extended
-from .lattice_reference import without_bad_arcs
+from .lattice_reference import with_delay_penalty, without_bad_arcs
 from .numerics import axis_index, shift_left, shift_right, two_sum
 from .types import Topology
 
@@ -115,10 +115,7 @@ class Band:
         self.regular, self.final_blank = topology == "regular", final_blank
         if topology == "constrained":
             label = label + shift_left(blank, -jnp.inf)
-        if delay_penalty != 0:
-            middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
-            t = axis_index(label.ndim, -2, T).astype(label.dtype)
-            label = label + delay_penalty * (middle - t)
+        label = with_delay_penalty(label, bounds, delay_penalty)
 
         self.frame_begin, self.frame_end = bounds[..., 0, None], bounds[..., 1, None]
         self.label_begin, self.label_end = bounds[..., 2, None], bounds[..., 3, None]

@@ -182,13 +182,13 @@ class _Fronts:
             beta, blanks, labels = self.dead_row, [], []
             for d, blank, label in self._arcs(front):
                 after = extended.multiply(label, extended.shift_left(rows[d]))
-                labels.append(_share(alpha, after, likelihood))
+                labels.append(_posterior(alpha, after, likelihood))
                 beta = extended.add(beta, after)
                 if d == 0:
                     blanks.append(jnp.zeros_like(labels[0]))
                     continue
                 after = extended.multiply(blank, rows[d - 1])
-                blanks.append(_share(alpha, after, likelihood))
+                blanks.append(_posterior(alpha, after, likelihood))
                 beta = extended.add(beta, after)
             rows = extended.normalise_each(beta), *rows[:-1]
             blank, label = jnp.stack(blanks), jnp.stack(labels)
@@ -221,7 +221,7 @@ def _product_where(condition: jax.Array, x: Extended, y: Extended) -> Extended:
     )
 
 
-def _share(x: Extended, rest: Extended, likelihood: Extended) -> jax.Array:
+def _posterior(x: Extended, rest: Extended, likelihood: Extended) -> jax.Array:
     """x * rest / likelihood."""
     # Floors that keep the sum from overflowing; what reaches them is 0 in any case.
     exponent = jnp.maximum(x.exponent - likelihood.exponent, extended.DEAD)

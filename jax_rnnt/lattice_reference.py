@@ -94,10 +94,7 @@ class _Fronts:
         self.num_fronts = T + W - 1 if self.regular else T
         if topology == "constrained":
             label = label + shift_left(blank, -jnp.inf)
-        if delay_penalty != 0:
-            middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
-            t = axis_index(label.ndim, -2, T).astype(label.dtype)
-            label = label + delay_penalty * (middle - t)
+        label = with_delay_penalty(label, bounds, delay_penalty)
 
         ndim = len(batch) + 2  # (n, *batch, u)
         n, u = axis_index(ndim, 0, self.num_fronts), axis_index(ndim, -1, W)
@@ -180,6 +177,15 @@ class _Fronts:
         fronts = (n, self.blank, self.label, alphas)
         _, (blank, label) = lax.scan(step, self.dead_row, fronts, reverse=True)
         return self._from_fronts(blank), self._from_fronts(label)
+
+
+def with_delay_penalty(label: jax.Array, bounds: jax.Array, delay_penalty: float) -> jax.Array:
+    """Label arcs `(*batch, T, U+1)` plus `delay_penalty * ((frame_end - 1) / 2 - t)`."""
+    if delay_penalty == 0:
+        return label
+    middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
+    t = axis_index(label.ndim, -2, label.shape[-2]).astype(label.dtype)
+    return label + delay_penalty * (middle - t)
 
 
 def to_antidiagonals(plane: jax.Array) -> jax.Array:

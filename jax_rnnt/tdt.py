@@ -18,8 +18,9 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, cells_inside, labels_and_bounds
 from .implementation import chosen
 from .lattice import gradient_weights
+from .lattice_reference import with_delay_penalty
 from .losses import checked_logits
-from .numerics import accumulator_dtype, axis_index, log_denominator, log_ratio
+from .numerics import accumulator_dtype, log_denominator, log_ratio
 from .reduction import negative, reduce_losses
 from .types import (
     ArcsOptions,
@@ -228,10 +229,7 @@ def _log_probs(
     blank, label, denominators = arcs_fwd(options.arcs, logits, labels, bounds)
     if options.sigma != 0:
         blank, label = blank - options.sigma, label - options.sigma
-    if options.lattice.delay_penalty != 0:
-        middle = (bounds[..., 1, None, None].astype(label.dtype) - 1) / 2
-        t = axis_index(label.ndim, -2, label.shape[-2]).astype(label.dtype)
-        label = label + options.lattice.delay_penalty * (middle - t)
+    label = with_delay_penalty(label, bounds, options.lattice.delay_penalty)
     *_, T, W, _ = logits.shape
     inside = cells_inside(bounds, T, W, W - 1)[..., None]
     scores = jnp.where(inside, duration_logits.astype(accumulator_dtype(logits.dtype)), 0)

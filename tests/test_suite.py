@@ -22,6 +22,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import report  # noqa: E402
 import threads  # noqa: E402
+import threads_tables  # noqa: E402
 from floor import Floor, Team, arithmetic_seconds, loops  # noqa: E402
 from measure import interleaved_for, settle  # noqa: E402
 from peers import Peers  # noqa: E402
@@ -318,11 +319,11 @@ def test_threads_of_two_machines() -> None:
         of_threads("Intel(R) Xeon(R) Processor", {"forward": 1.5, "both": 1.8}),
         of_threads("AMD EPYC", {"both": 1.6}, **{"floor: numpy": 1.25}),
     ]
-    rows = report.threads(reports).splitlines()
+    rows = threads_tables.threads(reports).splitlines()
     assert "Xeon ms | gain | in place | bound | EPYC ms | gain" in rows[0]
     assert rows[2].endswith("| forward | 6.00 | 1.50× |  |  |  |  |  |  |")
     assert rows[3].endswith("| both | 6.00 | 1.80× |  |  | 6.00 | 1.60× |  | 1.25× |")
-    xeon, epyc, either = report.threads_summary(reports).splitlines()
+    xeon, epyc, either = threads_tables.threads_summary(reports).splitlines()
     assert "Xeon: 1 of 2" in xeon and "EPYC: 0 of 1" in epyc and either.endswith("1 of 2.")
 
 
@@ -335,5 +336,5 @@ def test_pages() -> None:
     marks = [
         name for page in report.PAGES for _, name, _ in report.MARKED.findall(page.read_text())
     ]
-    tables = {*report.TABLES, *report.THREADS_TABLES}
+    tables = {*report.TABLES, *threads_tables.THREADS_TABLES}
     assert {"summary", "losses", "kernels", "scaling", "threads"} <= set(marks) <= tables
