@@ -6,7 +6,7 @@ namespace jax_rnnt {
 
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
-                  AnyResult workspace, int64_t durations) {
+                  AnyResult workspace, int64_t durations, bool labels_stay) {
   const Dimensions dims = blank.dimensions();
   if (dims.size() < 2 || dims.back() < 1) return shape_error("blank", dims, "(*batch, T, U+1)");
   const size_t leading = dims.size() - 2;
@@ -16,7 +16,8 @@ ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, f
   if (durations <= 1 || durations >> Durations::kLongest > 1) {
     return ffi::Error::InvalidArgument("jax_rnnt: durations must be bits of a duration above 0");
   }
-  const Durations found = Durations::of_bits(uint64_t(durations));
+  Durations found = Durations::of_bits(uint64_t(durations));
+  found.labels_stay = labels_stay;
   if (elements(duration.dimensions()) != elements(dims) * found.number ||
       duration.element_type() != blank.element_type()) {
     return shape_error("duration", duration.dimensions(), "(*batch, D, T, U+1) of blank's dtype");
@@ -43,9 +44,10 @@ ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, f
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult blank_posteriors, AnyResult label_posteriors,
-                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations) {
+                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations, bool labels_stay) {
   JAX_RNNT_RETURN_IF_ERROR(
-      decode(params, dtype, blank, label, duration, bounds, log_likelihood, workspace, durations));
+      decode(params, dtype, blank, label, duration, bounds, log_likelihood, workspace, durations,
+             labels_stay));
   if (elements(duration_posteriors->dimensions()) != elements(duration.dimensions()) ||
       duration_posteriors->element_type() != duration.element_type()) {
     return shape_error("posteriors", duration_posteriors->dimensions(),

@@ -8,11 +8,11 @@ namespace jax_rnnt {
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult blank_posteriors, AnyResult label_posteriors,
-                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations);
+                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations, bool labels_stay);
 
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
-                  AnyResult workspace, int64_t durations);
+                  AnyResult workspace, int64_t durations, bool labels_stay);
 
 ffi::Error check_workspace(const DurationLattice& params, int64_t needed_elements);
 
@@ -29,7 +29,8 @@ auto duration_lattice_signature() {
       .template Ret<ffi::AnyBuffer>()  // label_posteriors
       .template Ret<ffi::AnyBuffer>()  // duration_posteriors
       .template Ret<ffi::AnyBuffer>()  // workspace
-      .template Attr<int64_t>("durations");
+      .template Attr<int64_t>("durations")
+      .template Attr<bool>("labels_stay");
 }
 
 template <class Context>
@@ -42,7 +43,8 @@ auto duration_lattice_score_signature() {
       .template Arg<Int32Buffer>()     // bounds
       .template Ret<ffi::AnyBuffer>()  // log_likelihood
       .template Ret<ffi::AnyBuffer>()  // workspace
-      .template Attr<int64_t>("durations");
+      .template Attr<int64_t>("durations")
+      .template Attr<bool>("labels_stay");
 }
 
 }  // namespace jax_rnnt

@@ -154,7 +154,8 @@ ExtendedNumber<T> run_forward_durations(const DurationUtterance<T>& of) {
       };
       // One after the other: a load that reaches over the end of a store has to wait for it.
       add_arcs(of.blank_arcs(), 0);
-      if (to < of.frames) add_arcs(of.label_arcs(), 1);  // by label no path comes to the end
+      // By label no path comes to the end.
+      if (to < of.frames && of.durations.labels_take(to - t)) add_arcs(of.label_arcs(), 1);
     }
   }
   const Row<T> end = of.alpha(of.frames);
@@ -193,7 +194,7 @@ void run_backward_durations(const DurationUtterance<T>& of, ExtendedNumber<T> li
       if (next > t) {
         blank = in_range(multiply(load_row(row, u), arc_at(of.blank_arcs(), duration, u)));
       }
-      if (next < of.frames) {
+      if (next < of.frames && of.durations.labels_take(next - t)) {
         label = in_range(multiply(load_row(row, u + 1), arc_at(of.label_arcs(), duration, u)));
       }
     };

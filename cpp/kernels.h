@@ -226,6 +226,7 @@ struct Durations {
   static constexpr int kLongest = 62;  // their set is the bits of an attribute
   int number;
   int8_t frames[kLongest + 1];
+  bool labels_stay;  // a label arc may take no frame but its own, whatever blanks may
 
   static Durations of_bits(uint64_t bits) {
     Durations durations{};
@@ -235,11 +236,12 @@ struct Durations {
     return durations;
   }
   JAX_RNNT_MEMBER int longest() const { return frames[number - 1]; }
+  JAX_RNNT_MEMBER bool labels_take(int duration) const { return duration == 0 || !labels_stay; }
 };
 
 // The recursion over arcs with durations, for one batch (arXiv 2304.06795). A path moves
 //   by blank (t, u) to (t + d, u) for a duration d > 0,
-//   by label (t, u) to (t + d, u + 1) for a duration d >= 0
+//   by label (t, u) to (t + d, u + 1) for a duration d >= 0, or for d = 0 alone
 // with the log-probability of the arc plus that of the duration. It ends with a blank that comes to
 // (frame_end, label_end); all other nodes are of frames before the end.
 struct DurationLattice {

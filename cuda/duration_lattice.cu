@@ -93,7 +93,7 @@ __device__ __forceinline__ void run_alphas(const Utterance<T>& of, const Duratio
         if (d > t) break;
         const int64_t from = of.cell(t - d, u);
         if (d > 0) alpha = add(alpha, multiply(of.by_blank[from], of.duration_at(i, from)));
-        if (u == 0) continue;
+        if (u == 0 || !durations.labels_take(d)) continue;
         alpha = add(alpha, multiply(of.by_label[from - 1], of.duration_at(i, from - 1)));
       }
       alpha = in_range(alpha);
@@ -142,7 +142,7 @@ __device__ __forceinline__ void run_betas(const Utterance<T>& of, const Duration
         if (d > 0) {
           beta = add(beta, multiply(in_range(multiply(blank, duration)), beta_at(of, to, u)));
         }
-        if (u == of.labels || to == of.frames) continue;
+        if (u == of.labels || to == of.frames || !durations.labels_take(d)) continue;
         const Extended<T> after = of.beta[of.cell(to, u + 1)];
         beta = add(beta, multiply(in_range(multiply(label, duration)), after));
       }
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kPosteriorThreads)
         const Extended<T> rest = in_range(multiply(duration, beta_at(of, t + d, u)));
         by_blank = posterior(of.by_blank[here], rest, likelihood);
       }
-      if (u < of.labels && t + d < of.frames) {
+      if (u < of.labels && t + d < of.frames && p.durations.labels_take(d)) {
         const Extended<T> after = of.beta[of.cell(t + d, u + 1)];
         by_label = posterior(of.by_label[here], in_range(multiply(duration, after)), likelihood);
       }

@@ -16,6 +16,7 @@ from .label_windows import label_windows_from_frames
 from .lengths import lengths_from_paddings
 from .linear_joint import LinearJoint
 from .losses import rnnt_loss, rnnt_loss_from_arcs
+from .multi_blank import rnnt_loss_multi_blank
 from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
 from .packed_alignment import (
     expected_emission_frames_packed,
@@ -65,6 +66,7 @@ __all__ = [
     "rnnt_loss_from_arc_terms",
     "rnnt_loss_from_arcs",
     "rnnt_loss_joint",
+    "rnnt_loss_multi_blank",
     "rnnt_loss_packed",
     "rnnt_loss_packed_from_arcs",
     "rnnt_loss_pruned",

@@ -21,9 +21,15 @@ def arcs_fwd(
     return op(logits, labels, bounds, **params)
 
 
-def arcs_bwd(options: ArcsOptions, *operands: jax.Array, gradient_dtype: Any = None) -> jax.Array:
+def arcs_bwd(
+    options: ArcsOptions,
+    *operands: jax.Array,
+    gradient_dtype: Any = None,
+    may_overwrite_logits: bool = True,
+) -> jax.Array:
     """See `arcs_reference.arcs_bwd`."""
-    op = chosen(options.implementation, arcs_reference.arcs_bwd, ops.arcs_bwd)
+    native = ops.arcs_bwd if may_overwrite_logits else ops.arcs_bwd_apart
+    op = chosen(options.implementation, arcs_reference.arcs_bwd, native)
     return op(
         *operands,
         blank_id=options.blank_id,

@@ -70,13 +70,18 @@ def for_tracing(utterances: Utterances) -> Utterances:
 
 
 def labels_and_bounds(
-    scores: jax.Array, sizes: Sizes, utterances: Utterances, blank_id: int | None
+    scores: jax.Array,
+    sizes: Sizes,
+    utterances: Utterances,
+    blank_id: int | None,
+    other_blanks: tuple[int, ...] = (),
 ) -> tuple[jax.Array | None, jax.Array]:
     """The kernels' integer operands, sharded as the scores are.
 
     Args:
       scores: logits or arcs with batch dimensions `sizes.batch`.
       blank_id: in [0, V), or None where there are no labels.
+      other_blanks: more classes that are no labels.
 
     Returns:
       Labels `(*batch, U)` int32, and bounds: -1 where a length, a begin or a label within the
@@ -103,7 +108,9 @@ def labels_and_bounds(
         labels = placed(clip_to_int32(utterances.labels))
         position = axis_index(labels.ndim, -1, sizes.U)
         used = (label_begins[..., None] <= position) & (position < label_lengths[..., None])
-        good = (labels >= 0) & (labels < sizes.V) & (labels != blank_id)
+        good = (labels >= 0) & (labels < sizes.V)
+        for blank in (blank_id, *other_blanks):
+            good &= labels != blank
         valid &= jnp.all(good | ~used, axis=-1)
 
     bounds = stack_alike(logit_begins, logit_lengths, label_begins, label_lengths)

@@ -28,6 +28,7 @@ def duration_lattice(
     bounds: jax.Array,
     *,
     durations: tuple[int, ...],
+    labels_stay: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Log-likelihood and posteriors of arcs and durations (arXiv 2304.06795, section 3).
 
@@ -41,13 +42,14 @@ def duration_lattice(
       duration: log-probabilities of the durations, `(*batch, D, T, U+1)`.
       bounds: `(*batch, 4)`.
       durations: D increasing numbers of frames, not negative, one of them positive.
+      labels_stay: label arcs have duration 0 alone.
 
     Returns:
       `(log_likelihood, blank_posteriors, label_posteriors, duration_posteriors)`: `(*batch,)`,
       twice `(*batch, T, U+1)`, and `(*batch, D, T, U+1)`, of both arcs. The log-likelihood is -inf
       without a complete path and NaN for bad input; the posteriors are then zero.
     """
-    fronts = _Fronts(blank, label, duration, bounds, durations)
+    fronts = _Fronts(blank, label, duration, bounds, durations, labels_stay)
     likelihood, alphas = fronts.forward()
     score = fronts.score(likelihood)
     finite = jnp.isfinite(score)[..., None, None]
@@ -64,9 +66,10 @@ def duration_lattice_score(
     bounds: jax.Array,
     *,
     durations: tuple[int, ...],
+    labels_stay: bool,
 ) -> jax.Array:
     """The log-likelihood of `duration_lattice` alone, `(*batch,)`."""
-    fronts = _Fronts(blank, label, duration, bounds, durations)
+    fronts = _Fronts(blank, label, duration, bounds, durations, labels_stay)
     return fronts.score(fronts.forward()[0])
 
 
@@ -90,9 +93,10 @@ class _Fronts:
         duration: jax.Array,
         bounds: jax.Array,
         durations: tuple[int, ...],
+        labels_stay: bool,
     ):
         *batch, T, W = blank.shape
-        self.durations = durations
+        self.durations, self.labels_stay = durations, labels_stay
         self.valid = valid_bounds(bounds, T, W - 1)
         frame_begin, frame_end, label_begin, label_end = (bounds[..., i, None] for i in range(4))
         self.empty = (frame_begin >= frame_end)[..., 0]
@@ -133,10 +137,11 @@ class _Fronts:
             duration = extended.exp(front.duration[i])
             before_end = front.frames_left > d
             to_end = (front.frames_left == d) & self.at_end
+            labels_can = before_end & (d == 0 or not self.labels_stay)
             yield (
                 d,
                 _product_where(before_end | to_end, blank, duration),
-                _product_where(before_end, label, duration),
+                _product_where(labels_can, label, duration),
             )
 
     def forward(self) -> tuple[Extended, Extended]:

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import banded, lattice_reference
+from . import banded, duration_reference, lattice_reference
 from . import packed_lattice as packed
-from ._native import ops
+from ._native import duration_ops, ops
 from .best_path import best_path as reference_best_path
 from .implementation import chosen
 from .packed_best_path import packed_best_path as reference_packed_best_path
-from .types import Alignment, LatticeOptions, Posteriors
+from .types import Alignment, Implementation, LatticeOptions, Posteriors
 
 
 def _params(options: LatticeOptions) -> dict[str, Any]:
@@ -72,6 +72,30 @@ def packed_lattice_score(
     op = chosen(options.implementation, packed.packed_lattice_score, ops.packed_lattice_score)
     params = {**_params(options), "num_labels": num_labels}
     return op(blank, label, offsets, bounds, **params)
+
+
+def duration_lattice(
+    implementation: Implementation, *operands: jax.Array, **params: Any
+) -> tuple[jax.Array, Posteriors, jax.Array]:
+    """Log-likelihoods `(*batch,)`, and posteriors of the arcs and of the durations.
+
+    See `duration_reference.duration_lattice`.
+    """
+    op = chosen(implementation, duration_reference.duration_lattice, duration_ops.duration_lattice)
+    log_likelihood, blank, label, duration = op(*operands, **params)
+    return log_likelihood, Posteriors(blank, label), duration
+
+
+def duration_lattice_score(
+    implementation: Implementation, *operands: jax.Array, **params: Any
+) -> jax.Array:
+    """Log-likelihoods of arcs with durations alone, `(*batch,)`."""
+    op = chosen(
+        implementation,
+        duration_reference.duration_lattice_score,
+        duration_ops.duration_lattice_score,
+    )
+    return op(*operands, **params)
 
 
 def banded_lattice(

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from . import duration_reference, validation
-from ._native import duration_ops
+from . import validation, validation_durations
 from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, cells_inside, labels_and_bounds
-from .implementation import chosen
-from .lattice import gradient_weights
+from .label_windows import label_mask, only_allowed
+from .lattice import duration_lattice, duration_lattice_score, gradient_weights
 from .lattice_reference import with_delay_penalty
 from .losses import checked_logits
 from .numerics import accumulator_dtype, log_denominator, log_ratio
@@ -31,12 +29,9 @@ from .types import (
     Reduction,
 )
 
-_LONGEST_DURATION = 62
-"""The native op takes a set of durations as the bits of an integer."""
-
 
 class _Arcs(NamedTuple):
-    """Of arcs and durations: log-probabilities, or posteriors."""
+    """Log-probabilities of arcs and durations."""
 
     blank: jax.Array  # (*batch, T, U+1)
     label: jax.Array
@@ -51,6 +46,10 @@ class _Options:
     sigma: float
     arcs: ArcsOptions
     lattice: LatticeOptions
+
+    @property
+    def lattice_params(self) -> dict[str, Any]:
+        return {"durations": self.durations, "labels_stay": False}
 
 
 def rnnt_loss_tdt(
@@ -68,6 +67,7 @@ def rnnt_loss_tdt(
     clamp: float | None = None,
     logit_begins: Array | None = None,
     label_begins: Array | None = None,
+    label_windows: Array | None = None,
     reduction: Reduction = "none",
     where: Array | None = None,
     implementation: Implementation = "auto",
@@ -95,8 +95,9 @@ def rnnt_loss_tdt(
         that alignments of few and long steps are worth more. Static, >= 0.
       fastemit_lambda: as in `rnnt_loss`, for the gradient by `logits` alone, as in NeMo.
       clamp: as in `rnnt_loss`, for both gradients.
-      blank_id, delay_penalty, logit_begins, label_begins, reduction, where, implementation, check:
-        as in `rnnt_loss`. `"xla"` can be differentiated more than once.
+      blank_id, delay_penalty, logit_begins, label_begins, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss`. A label is emitted in the frame that its arc
+        leaves. `"xla"` can be differentiated more than once.
 
     Returns:
       `(*batch,)` losses in float32 (float64 for float64 `logits`), or a scalar. Gradients have the
@@ -113,7 +114,8 @@ def rnnt_loss_tdt(
     """
     utterances = Utterances(
         labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
-        logit_begins=logit_begins, label_begins=label_begins, where=where,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
     )  # fmt: skip
     logits, utterances, arcs_options, lattice_options = checked_logits(
         logits,
@@ -122,40 +124,16 @@ def rnnt_loss_tdt(
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
         check,
     )
-    durations = _checked_durations(durations)
+    durations = validation_durations.increasing_durations(durations)
     options = _Options(
         durations,
         validation.finite_number("sigma", sigma, minimum=0.0),
         arcs_options,
         lattice_options,
     )
-    duration_logits = _checked_duration_logits(duration_logits, logits, len(durations))
+    duration_logits = validation_durations.duration_scores(duration_logits, logits, len(durations))
     reduction = validation.reduction_of(reduction)
     return _rnnt_loss_tdt(logits, duration_logits, utterances, options, reduction)
-
-
-def _checked_durations(durations: Any) -> tuple[int, ...]:
-    expected = f"expected increasing integers from 0 to {_LONGEST_DURATION}, one of them positive"
-    try:
-        numbers = tuple(durations)
-    except TypeError:
-        raise TypeError(f"durations is {durations!r}; {expected}, as (0, 1, 2, 3, 4).") from None
-    numbers = tuple(validation.whole_number("durations", d, minimum=0) for d in numbers)
-    increasing = all(x < y for x, y in pairwise(numbers))
-    if not increasing or not numbers or not 0 < numbers[-1] <= _LONGEST_DURATION:
-        raise ValueError(f"durations is {numbers}; {expected}.")
-    return numbers
-
-
-def _checked_duration_logits(value: Any, logits: jax.Array, num_durations: int) -> jax.Array:
-    scores = validation.float_scores("duration_logits", value)
-    expected = (*logits.shape[:-1], num_durations)
-    if scores.shape != expected:
-        raise ValueError(
-            f"duration_logits has shape {scores.shape}; expected (*batch, T, U+1, D) = {expected}, "
-            "from the shape of logits and the number of durations."
-        )
-    return scores
 
 
 @partial(jax.jit, static_argnames=("options", "reduction"))
@@ -169,7 +147,8 @@ def _rnnt_loss_tdt(
     sizes = validation.sizes_of("logits", logits.shape, 3)
     logits, duration_logits = with_whole_rows(len(sizes.batch), logits, duration_logits)
     labels, bounds = labels_and_bounds(logits, sizes, utterances, options.arcs.blank_id)
-    operands = align_varying_axes(logits, duration_logits, labels, bounds)
+    mask = label_mask(logits, sizes, utterances)
+    operands = align_varying_axes(logits, duration_logits, labels, bounds, mask)
     loss: Any = _loss(options, *operands)
     return reduce_losses(loss, reduction, utterances.where)
 
@@ -181,38 +160,30 @@ def _loss(
     duration_logits: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
+    mask: jax.Array | None,
 ) -> jax.Array:
-    arcs, _ = _log_probs(options, logits, duration_logits, labels, bounds)
-    op = chosen(
-        options.arcs.implementation,
-        duration_reference.duration_lattice_score,
-        duration_ops.duration_lattice_score,
-    )
-    return negative(op(*arcs, bounds, durations=options.durations))
+    arcs, _ = _log_probs(options, logits, duration_logits, labels, bounds, mask)
+    op = partial(duration_lattice_score, options.arcs.implementation, **options.lattice_params)
+    return negative(op(*arcs, bounds))
 
 
-def _loss_fwd(options, logits, duration_logits, labels, bounds):
-    arcs, denominators = _log_probs(options, logits, duration_logits, labels, bounds)
-    op = chosen(
-        options.arcs.implementation,
-        duration_reference.duration_lattice,
-        duration_ops.duration_lattice,
-    )
-    log_likelihood, *posteriors = op(*arcs, bounds, durations=options.durations)
+def _loss_fwd(options, logits, duration_logits, labels, bounds, mask):
+    arcs, denominators = _log_probs(options, logits, duration_logits, labels, bounds, mask)
+    op = partial(duration_lattice, options.arcs.implementation, **options.lattice_params)
+    log_likelihood, posteriors, of_durations = op(*arcs, bounds)
     no_durations = duration_logits[..., :0]  # of their dtype
-    residuals = logits, labels, denominators, no_durations, arcs.duration, _Arcs(*posteriors)
-    return negative(log_likelihood), residuals
+    of_arcs = logits, labels, denominators, posteriors
+    return negative(log_likelihood), (of_arcs, no_durations, arcs.duration, of_durations)
 
 
 def _loss_bwd(options, residuals, cotangents):
-    logits, labels, denominators, no_durations, log_probs, posteriors = residuals
-    of_arcs = Posteriors(posteriors.blank, posteriors.label)
-    weights = gradient_weights(options.lattice, of_arcs)
+    (logits, labels, denominators, posteriors), no_durations, log_probs, of_durations = residuals
+    weights = gradient_weights(options.lattice, posteriors)
     operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
     d_logits = arcs_bwd(options.arcs, *operands)
-    operands = align_varying_axes(log_probs, posteriors.duration, of_arcs, cotangents)
+    operands = align_varying_axes(log_probs, of_durations, posteriors, cotangents)
     d_duration_logits = _duration_gradient(options, *operands)
-    return d_logits, d_duration_logits.astype(no_durations.dtype), None, None
+    return d_logits, d_duration_logits.astype(no_durations.dtype), None, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
@@ -224,12 +195,14 @@ def _log_probs(
     duration_logits: jax.Array,
     labels: jax.Array,
     bounds: jax.Array,
+    mask: jax.Array | None,
 ) -> tuple[_Arcs, jax.Array]:
     """Log-probabilities, and denominators of the logits."""
     blank, label, denominators = arcs_fwd(options.arcs, logits, labels, bounds)
     if options.sigma != 0:
         blank, label = blank - options.sigma, label - options.sigma
     label = with_delay_penalty(label, bounds, options.lattice.delay_penalty)
+    label = only_allowed(label, mask)
     *_, T, W, _ = logits.shape
     inside = cells_inside(bounds, T, W, W - 1)[..., None]
     scores = jnp.where(inside, duration_logits.astype(accumulator_dtype(logits.dtype)), 0)

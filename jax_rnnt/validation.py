@@ -158,14 +158,19 @@ def utterances_of(sizes: Sizes, given: Utterances) -> Utterances:
 
 def blank_class(blank_id: Any, num_classes: int) -> int:
     """`blank_id` in [0, V); negative values count from the end."""
-    if isinstance(blank_id, bool) or not isinstance(blank_id, Integral):
-        raise TypeError(f"blank_id is {blank_id!r}; expected a Python integer, which is static.")
-    if not -num_classes <= int(blank_id) < num_classes:
+    return class_of("blank_id", blank_id, num_classes)
+
+
+def class_of(name: str, value: Any, num_classes: int) -> int:
+    """A class in [0, V); negative values count from the end."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; expected a Python integer, which is static.")
+    if not -num_classes <= int(value) < num_classes:
         raise ValueError(
-            f"blank_id is {blank_id}; expected {-num_classes} <= blank_id < {num_classes} for "
+            f"{name} is {value}; expected {-num_classes} <= {name} < {num_classes} for "
             f"V = {num_classes} classes."
         )
-    return int(blank_id) % num_classes
+    return int(value) % num_classes
 
 
 def whole_number(name: str, value: Any, *, minimum: int) -> int:
@@ -362,7 +367,7 @@ def _checks(
     labels = narrow["labels"]
     expected = f"0 <= label < V = {sizes.V} for labels before label_lengths"
     yield (labels >= 0) & (labels < sizes.V) | unused, "labels", values["labels"], expected
-    expected = f"labels other than blank (blank_id = {blank_id}); leave blanks out of labels"
+    expected = f"labels other than blank (class {blank_id}); leave blanks out of labels"
     yield (labels != blank_id) | unused, "labels", values["labels"], expected
 
 

@@ -151,14 +151,17 @@ def duration_cases() -> Iterator[Case]:
     rng = np.random.default_rng(6)
     for T, U in ((1, 0), (1, 3), (9, 0), (35, 18), (90, 37), (20, 300)):
         bounds = bounds_of(T, U)
-        for durations in ((0, 1, 2, 3, 4), (1,), (0, 3, 50)):
+        for durations, labels_stay in (
+            ((0, 1, 2, 3, 4), False), ((0, 1, 2, 4, 8), True), ((1,), False), ((0, 3, 50), False)
+        ):  # fmt: skip
             shape = len(bounds), len(durations), T, U + 1
             for dtype in (np.float32, np.float64):
                 planes = -rng.exponential(size=(2, len(bounds), T, U + 1)).astype(dtype)
                 duration = -rng.exponential(size=shape).astype(dtype)
                 for op in (duration_lattice, duration_lattice_score):
                     what = f"{op.__name__} {np.dtype(dtype).name} T={T} U={U} {durations}"
-                    function = partial(op, durations=durations, native=True)
+                    params = {"durations": durations, "labels_stay": labels_stay}
+                    function = partial(op, **params, native=True)
                     yield what, function, (*planes, duration, bounds)
 
 

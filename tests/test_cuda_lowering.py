@@ -127,16 +127,22 @@ def test_alignment(topology: Options, batch: Batch) -> None:
 @needs_kernels
 def test_durations(batch: Batch) -> None:
     """As the loss, with a recursion of its own."""
-    scores = batch.logits, np.zeros((B, T, U + 1, 3), np.float32)
 
-    def loss(*scores: Any) -> jax.Array:
+    def tdt(*scores: Any) -> jax.Array:
         return jax_rnnt.rnnt_loss_tdt(*scores, batch.labels, durations=(0, 1, 2)).sum()
 
-    text = lowered_for_cuda(loss, *scores)
-    assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice_score")
-    text = lowered_for_cuda(jax.grad(loss, (0, 1)), *scores)
-    names = "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice", "jax_rnnt_arcs_bwd"
-    assert_kernels_alone(text, *names)
+    def multi_blank(logits: Any) -> jax.Array:
+        big_blanks = {"big_blank_ids": (-1,), "big_blank_durations": (2,)}
+        labels = np.minimum(batch.labels, V - 2)
+        return jax_rnnt.rnnt_loss_multi_blank(logits, labels, **big_blanks).sum()
+
+    scores = batch.logits, np.zeros((B, T, U + 1, 3), np.float32)
+    for loss, operands in ((tdt, scores), (multi_blank, scores[:1])):
+        text = lowered_for_cuda(loss, *operands)
+        assert_kernels_alone(text, "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice_score")
+        text = lowered_for_cuda(jax.grad(loss, tuple(range(len(operands)))), *operands)
+        names = "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice", "jax_rnnt_arcs_bwd"
+        assert_kernels_alone(text, *names)
 
 
 @needs_kernels

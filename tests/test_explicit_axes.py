@@ -86,6 +86,13 @@ CASES = {
         (ROWS, (B, T, U + 1, 3)),
         (BY_CLASS, P("data", "model")),
     ),
+    "multi-blank": Case(
+        lambda x, **k: jax_rnnt.rnnt_loss_multi_blank(
+            x, np.minimum(LABELS, V - 2), big_blank_ids=(-1,), big_blank_durations=(2,), **k
+        ),
+        (ROWS,),
+        (BY_CLASS,),
+    ),
     "packed": Case(
         lambda x, **k: jax_rnnt.rnnt_loss_packed(x, LABELS, *LENGTHS, **k),
         ((B * T * (U + 1), V),),

@@ -266,9 +266,16 @@ def test_bands(places: tuple[jax.Device, jax.Device], topology: Any, dtype: Any)
 
 
 @pytest.mark.parametrize("dtype", WIDE, **dtype_name)
-@pytest.mark.parametrize("durations", [(0, 1, 2, 3, 4), (1, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("durations", "labels_stay"),
+    [((0, 1, 2, 3, 4), False), ((1, 3), False), ((0, 1, 2, 4, 8), True)],
+    ids=str,
+)
 def test_durations(
-    places: tuple[jax.Device, jax.Device], durations: tuple[int, ...], dtype: Any
+    places: tuple[jax.Device, jax.Device],
+    durations: tuple[int, ...],
+    labels_stay: bool,
+    dtype: Any,
 ) -> None:
     """Log-likelihood and posteriors of arcs with durations, the former alone, the same bits
     again.
@@ -278,13 +285,14 @@ def test_durations(
         shape = B, len(durations), T, U + 1
         duration = -np.random.default_rng(T).exponential(size=shape).astype(dtype)
         operands = (*planes, duration, bounds)
-        op = partial(duration_lattice, durations=durations, native=True)
+        params = {"durations": durations, "labels_stay": labels_stay, "native": True}
+        op = partial(duration_lattice, **params)
         cpu, gpu = (run_on(place, op, *operands) for place in places)
         assert np.isfinite(cpu[0]).sum() > 1
         assert_numbers_agree(gpu[0], cpu[0], promised(dtype))
         for found, wanted in zip(gpu[1:], cpu[1:], strict=True):
             assert_gradients_agree(found, wanted, promised(dtype))
-        score = partial(duration_lattice_score, durations=durations, native=True)
+        score = partial(duration_lattice_score, **params)
         assert_numbers_agree(run_on(places[1], score, *operands), cpu[0], promised(dtype))
         assert_same_bits(op, *jax.device_put(operands, places[1]))
 

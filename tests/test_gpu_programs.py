@@ -120,6 +120,13 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], tu
         ),
         ARCS + ("jax_rnnt_duration_lattice",),
     ),
+    "multi-blank": (
+        lambda x, *rest: jax_rnnt.rnnt_loss_multi_blank(
+            x, *rest, big_blank_ids=(-1, -2), big_blank_durations=(2, 4)
+        ).sum(),
+        lambda dtype: (array(B, T, U + 1, V, dtype=dtype), *UTTERANCES),
+        ARCS + ("jax_rnnt_duration_lattice",),
+    ),
     "packed": (
         packed,
         lambda dtype: (array(B * T * (U + 1), V, dtype=dtype), *UTTERANCES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax_rnnt import (
     LinearJoint,
     rnnt_loss,
     rnnt_loss_joint,
+    rnnt_loss_multi_blank,
     rnnt_loss_pruned,
     rnnt_loss_simple,
     rnnt_loss_tdt,
@@ -88,22 +90,31 @@ def test_bad_utterances(topology: Any, normalization: Any) -> None:
                 np.testing.assert_allclose(found[1], wanted[1], rtol=1e-12)
 
 
-def test_durations() -> None:
-    """By both logits, against central differences; zero where a loss is NaN."""
+@pytest.mark.parametrize(
+    ("losses_of", "sizes"),
+    [
+        (partial(rnnt_loss_tdt, durations=(0, 1, 2)), (4, 3)),
+        (partial(rnnt_loss_multi_blank, big_blank_ids=(-1,), big_blank_durations=(2,)), (5,)),
+    ],
+    ids=("tdt", "multi-blank"),
+)
+def test_durations(losses_of: Callable[..., jax.Array], sizes: tuple[int, ...]) -> None:
+    """By all logits, against central differences; zero where a loss is NaN."""
     rng = np.random.default_rng(2)
     labels = jnp.array([[1, 2], [3, 1]])
     scores, directions = (
-        [jnp.asarray(rng.normal(size=(2, 4, 3, n))) for n in (4, 3)] for _ in range(2)
+        [jnp.asarray(rng.normal(size=(2, 4, 3, n))) for n in sizes] for _ in range(2)
     )
+    everything = tuple(range(len(sizes)))
 
     def loss(*scores: jax.Array) -> jax.Array:
-        losses = rnnt_loss_tdt(*scores, labels, durations=(0, 1, 2), implementation="xla")
+        losses = losses_of(*scores, labels, implementation="xla")
         return jnp.where(jnp.isfinite(losses), losses, 0).sum()
 
-    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    gradient = jax.jit(jax.grad(loss, everything))
 
     @jax.jit
-    @partial(jax.grad, argnums=(0, 1))
+    @partial(jax.grad, argnums=everything)
     def product(*scores: jax.Array) -> jax.Array:
         return sum(map(jnp.vdot, gradient(*scores), directions), jnp.zeros(()))
 
@@ -114,7 +125,7 @@ def test_durations() -> None:
     )
     for x, high, low in zip(found, above, below, strict=True):
         np.testing.assert_allclose(x, (high - low) / (2 * step), atol=1e-8)
-    for i in range(2):
+    for i in everything:
         spoiled = [x.at[0, 1, 1, 0].set(jnp.nan) if i == k else x for k, x in enumerate(scores)]
         for x, clean in zip(product(*spoiled), found, strict=True):
             np.testing.assert_array_equal(x[0], 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -18,13 +19,19 @@ def _bits(durations: tuple[int, ...]) -> int:
     return sum(1 << d for d in durations)
 
 
-def _attributes(durations: tuple[int, ...]) -> dict[str, Any]:
-    return {"durations": np.int64(_bits(durations))}
+def _attributes(durations: tuple[int, ...], labels_stay: bool) -> dict[str, Any]:
+    return {"durations": np.int64(_bits(durations)), "labels_stay": np.bool_(labels_stay)}
 
 
 def _workspace(
-    kernels: ModuleType, blank: Any, durations: tuple[int, ...], with_posteriors: bool
+    with_posteriors: bool,
+    kernels: ModuleType,
+    blank: Any,
+    *_: Any,
+    durations: tuple[int, ...],
+    labels_stay: bool,
 ) -> list[CoreType]:
+    del labels_stay
     elements = kernels.duration_workspace_elements(
         *known_sizes(*blank.shape), _bits(durations), with_posteriors, blank.dtype.itemsize
     )
@@ -40,7 +47,7 @@ _duration_lattice_p = native_primitive(
     ],
     fallback=in_jax.duration_lattice,
     attributes=_attributes,
-    workspace=lambda kernels, blank, *_, durations: _workspace(kernels, blank, durations, True),
+    workspace=partial(_workspace, True),
 )
 
 _duration_lattice_score_p = native_primitive(
@@ -49,7 +56,7 @@ _duration_lattice_score_p = native_primitive(
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
     fallback=lambda *args, **params: [in_jax.duration_lattice_score(*args, **params)],
     attributes=_attributes,
-    workspace=lambda kernels, blank, *_, durations: _workspace(kernels, blank, durations, False),
+    workspace=partial(_workspace, False),
 )
 
 

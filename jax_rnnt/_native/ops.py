@@ -126,18 +126,21 @@ _arcs_fwd_p = native_primitive(
     attributes=arcs_attributes,
 )
 
-_arcs_bwd_p = native_primitive(
-    "jax_rnnt_arcs_bwd",
-    core_ndim=3,
-    outputs=lambda logits, *_, gradient_dtype, **params: [
-        (logits.shape, gradient_dtype or logits.dtype)
-    ],
-    fallback=lambda *args, **params: [arcs_reference.arcs_bwd(*args, **params)],
-    attributes=lambda clamp, gradient_dtype, **params: {
-        **arcs_attributes(**params),
-        "clamp": np.float64(clamp or 0.0),
-    },
-    in_place=True,
+_arcs_bwd_p, _arcs_bwd_apart_p = (
+    native_primitive(
+        "jax_rnnt_arcs_bwd",
+        core_ndim=3,
+        outputs=lambda logits, *_, gradient_dtype, **params: [
+            (logits.shape, gradient_dtype or logits.dtype)
+        ],
+        fallback=lambda *args, **params: [arcs_reference.arcs_bwd(*args, **params)],
+        attributes=lambda clamp, gradient_dtype, **params: {
+            **arcs_attributes(**params),
+            "clamp": np.float64(clamp or 0.0),
+        },
+        in_place=in_place,
+    )
+    for in_place in (True, False)
 )
 
 _lattice_p = native_primitive(
@@ -244,8 +247,13 @@ def arcs_fwd(
 
 
 def arcs_bwd(*operands: jax.Array, **params: Any) -> jax.Array:
-    """`arcs_reference.arcs_bwd` by the native kernel."""
+    """`arcs_reference.arcs_bwd` by the native kernel, over the logits if nothing needs them."""
     return _arcs_bwd_p.bind(*align_varying_axes(*operands), **params)[0]
+
+
+def arcs_bwd_apart(*operands: jax.Array, **params: Any) -> jax.Array:
+    """`arcs_bwd`, never over the logits: for programs of which XLA finds that it needs them yet."""
+    return _arcs_bwd_apart_p.bind(*align_varying_axes(*operands), **params)[0]
 
 
 def lattice(
