@@ -93,8 +93,7 @@ def rnnt_loss_tdt(
       durations: the D durations in frames, increasing, from 0 to 62, one of them positive. Static.
       sigma: logit under-normalisation: is subtracted from the log-probability of each token, so
         that alignments of few and long steps are worth more. Static, >= 0.
-      fastemit_lambda: as in `rnnt_loss`, for the gradient by `logits` alone, as in NeMo.
-      clamp: as in `rnnt_loss`, for both gradients.
+      fastemit_lambda, clamp: as in `rnnt_loss`, for the gradient by `logits` alone, as in NeMo.
       blank_id, delay_penalty, logit_begins, label_begins, label_windows, reduction, where,
         implementation, check: as in `rnnt_loss`. A label is emitted in the frame that its arc
         leaves. `"xla"` can be differentiated more than once.
@@ -182,7 +181,7 @@ def _loss_bwd(options, residuals, cotangents):
     operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
     d_logits = arcs_bwd(options.arcs, *operands)
     operands = align_varying_axes(log_probs, of_durations, posteriors, cotangents)
-    d_duration_logits = _duration_gradient(options, *operands)
+    d_duration_logits = _duration_gradient(*operands)
     return d_logits, d_duration_logits.astype(no_durations.dtype), None, None, None
 
 
@@ -212,7 +211,6 @@ def _log_probs(
 
 
 def _duration_gradient(
-    options: _Options,
     log_probs: jax.Array,
     of_durations: jax.Array,
     posteriors: Posteriors,
@@ -222,7 +220,5 @@ def _duration_gradient(
     total = (posteriors.blank + posteriors.label)[..., None, :, :]
     active = total != 0
     unit = total * jnp.exp(jnp.where(active, log_probs, 0)) - of_durations
-    if options.arcs.clamp is not None:
-        unit = jnp.clip(unit, -options.arcs.clamp, options.arcs.clamp)
     gradient = jnp.where(active, cotangents[..., None, None, None] * unit, 0)
     return jnp.moveaxis(gradient, -3, -1)

@@ -131,5 +131,5 @@ def tdt_loss(
         taken = np.moveaxis(moves.blank + moves.label, 0, -1)
         duration_grads[b] = taken.sum(-1, keepdims=True) * np.exp(duration_log_probs[b]) - taken
     if clamp is not None:
-        grads, duration_grads = (np.clip(x, -clamp, clamp) for x in (grads, duration_grads))
+        grads = np.clip(grads, -clamp, clamp)
     return TdtResult(np.array(losses), grads, duration_grads)

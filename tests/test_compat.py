@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import oracles_multi_blank
 import oracles_tdt
 import pytest
 
@@ -39,7 +40,9 @@ SIGNATURES = {
     nemo.TDTLossNumba: "blank, durations, reduction='mean', fastemit_lambda=0.0, clamp=-1, "
     "sigma=0.0, omega=0.0",
     nemo.RNNTLoss: "num_classes, reduction='mean_batch', loss_name='default', loss_kwargs=None",
-    nemo.RNNTLoss.__call__: "self, log_probs, targets, input_lengths, target_lengths",
+    nemo.RNNTLoss.__call__: "self, log_probs, targets, input_lengths, target_lengths, key=None",
+    nemo.MultiblankRNNTLossNumba: "blank, big_blank_durations, reduction='mean', "
+    "fastemit_lambda=0.0, clamp=-1, sigma=0.0",
     transducer.TransducerLoss: "blank=0",
     transducer.TransducerLoss.__call__: "self, emissions, predictions, labels, input_lengths, "
     "label_lengths",
@@ -184,8 +187,74 @@ def test_nemo_durations(batch: Any, fastemit_lambda: float) -> None:
     for reduction, share in (("mean", 1 / B), ("sum", 1), ("none", None)):
         module = nemo.TDTLossNumba(0, [0, 1, 2], reduction, **options)
         assert_loss(lambda x, f=module: f(x, labels, *LENGTHS), acts, wanted, share)
-    with pytest.raises(ValueError, match=r"omega is 0.1; expected 0: .* jax.lax.cond"):
-        nemo.TDTLossNumba(0, [0, 1, 2], omega=0.1)
+
+
+def test_nemo_omega(batch: Any) -> None:
+    """A batch gets the usual loss of the tokens, without sigma, as often as omega says."""
+    logits, labels = batch
+    duration_logits = np.random.default_rng(3).normal(size=(*logits.shape[:-1], 2))
+    acts, rest = np.concatenate([logits, duration_logits], -1), (labels, *LENGTHS)
+    module = nemo.TDTLossNumba(0, (1, 2), sigma=0.05, omega=0.3, clamp=0.1)
+    step = jax.jit(jax.value_and_grad(lambda x, key: module(x, *rest, key=key)))
+    usual = oracles.logits_loss(logits, *rest, clamp=0.1)
+    sampled = []
+    for key in jax.random.split(jax.random.key(0), 60):
+        loss, grad = step(acts, key)
+        sampled.append(bool(np.isclose(loss, usual.loss.mean())))
+        assert sampled[-1] == bool((grad[..., -2:] == 0).all())
+        if sampled[-1]:
+            np.testing.assert_allclose(grad[..., :-2], usual.grad / B, rtol=1e-10, atol=1e-13)
+    assert 8 <= sum(sampled) <= 30  # four standard deviations
+    with pytest.raises(ValueError, match=r"omega is 0.3, but key is None; expected a jax.random"):
+        module(acts, *rest)
+    with pytest.raises(ValueError, match=r"omega is 1.5; expected a probability"):
+        nemo.TDTLossNumba(0, (1, 2), omega=1.5)
+    with pytest.raises(ValueError, match=r"acts has shape .* those of the D = 2 durations"):
+        module(acts[..., :2], *rest)
+
+
+@pytest.mark.parametrize("fastemit_lambda", [0.0, 0.3])
+def test_nemo_multi_blank(batch: Any, fastemit_lambda: float) -> None:
+    """Big blanks are the classes before the usual one, in the order of the durations."""
+    logits = np.random.default_rng(4).normal(size=(B, T, U + 1, V + 3))
+    labels = batch[1] - 1
+    options = {"fastemit_lambda": fastemit_lambda, "clamp": 0.1, "sigma": 0.05}
+    found = oracles_multi_blank.multi_blank_loss(
+        logits, labels, *LENGTHS, durations={V + 2: 1, V + 1: 4, V: 2}, **options
+    )
+    wanted = oracles.LogitsResult((1 + fastemit_lambda) * found.loss, found.grad)
+    for reduction, share in (("mean", 1 / B), ("sum", 1), ("none", None)):
+        module = nemo.MultiblankRNNTLossNumba(V + 2, [4, 2], reduction, **options)
+        assert_loss(lambda x, f=module: f(x, labels, *LENGTHS), logits, wanted, share)
+    with pytest.raises(ValueError, match="blank is 1; expected at least 2"):
+        nemo.MultiblankRNNTLossNumba(1, [2, 4])
+    with pytest.raises(TypeError, match="big_blank_durations is None; expected a sequence"):
+        nemo.MultiblankRNNTLossNumba(3, None)  # type: ignore[arg-type]
+
+
+def test_nemo_losses_by_name(batch: Any) -> None:
+    """All reductions, longer labels, and modules that can be static arguments."""
+    labels = batch[1]
+    wide = np.random.default_rng(5).normal(size=(B, T, U + 1, V + 2))
+    padded = np.pad(labels - 1, ((0, 0), (0, 2)))
+    by_durations = {"durations": [0, 1], "sigma": 0.05, "clamp": 0.1}
+    by_big_blanks = {"big_blank_durations": [2], "sigma": 0.05, "clamp": 0.1}
+    tdt = nemo.TDTLossNumba(V - 1, (0, 1), "none", sigma=0.05, clamp=0.1)
+    multi_blank = nemo.MultiblankRNNTLossNumba(V + 1, (2,), "none", sigma=0.05, clamp=0.1)
+    assert hash(tdt) == hash(nemo.TDTLossNumba(V - 1, [0, 1], "none", sigma=0.05, clamp=0.1))
+    for name, options, blank, each in (
+        ("tdt", by_durations, V - 1, tdt),
+        ("multiblank_rnnt", by_big_blanks, V + 1, multi_blank),
+    ):
+        losses = np.asarray(each(wide, labels - 1, *LENGTHS))
+        for reduction, wanted in (
+            (None, losses),
+            ("sum", losses.sum()),
+            ("mean_volume", losses.sum() / LENGTHS[1].sum()),
+        ):
+            loss: Any = nemo.RNNTLoss(blank, reduction, name, options)  # type: ignore[arg-type]
+            found = jax.jit(lambda f, *x: f(*x), static_argnums=0)(loss, wide, padded, *LENGTHS)
+            np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
 def test_nemo_options() -> None:
@@ -193,9 +262,10 @@ def test_nemo_options() -> None:
     kinds: Any = nemo.RNNTLoss
     for arguments, message in (
         ({"reduction": "none"}, "reduction is 'none'"),
-        ({"loss_name": "tdt"}, "loss_name is 'tdt'"),
-        ({"loss_name": "pytorch", "loss_kwargs": {"clamp": 1.0}}, "loss_kwargs has 'clamp'"),
-        ({"loss_kwargs": {"sigma": 0.05}}, "a name in loss_kwargs is 'sigma'"),
+        ({"loss_name": "graph_rnnt"}, "loss_name is 'graph_rnnt'"),
+        ({"loss_name": "tdt"}, "loss_kwargs has no 'durations'"),
+        ({"loss_name": "pytorch", "loss_kwargs": {"clamp": 1.0}}, "'clamp'; expected none for"),
+        ({"loss_kwargs": {"sigma": 0.05}}, "'sigma'; expected only fastemit_lambda, clamp for"),
     ):
         with pytest.raises(ValueError, match=message):
             kinds(4, **arguments)

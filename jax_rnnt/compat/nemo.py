@@ -4,181 +4,65 @@ Different on purpose: an utterance without any alignment has loss +inf and gradi
 never matters, reduced losses are scalars, and where losses are divided by numbers of labels, none
 counts as one. Losses of half-precision logits are float32, without a copy of the logits. As there,
 and unlike `jax_rnnt.rnnt_loss`, the loss is multiplied by `1 + fastemit_lambda`; the gradient is
-not. NeMo's multi-blank loss is not here.
+not. NeMo's losses by k2's graphs are not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-import jax_rnnt
-
 from ..reduction import reduce_losses
-from ..types import Array, Reduction
+from ..types import Array
 from ..validation import as_array, one_of
 from ._names import arguments_named
+from ._nemo_numba import MultiblankRNNTLossNumba, RNNTLossNumba, TDTLossNumba, rnnt_loss
 
-__all__ = ["RNNTLoss", "RNNTLossNumba", "TDTLossNumba", "rnnt_loss"]
+__all__ = ["MultiblankRNNTLossNumba", "RNNTLoss", "RNNTLossNumba", "TDTLossNumba", "rnnt_loss"]
 
 NemoReduction: TypeAlias = Literal["mean_batch", "mean_volume", "mean", "sum"]
-_Loss: TypeAlias = Literal["default", "warprnnt_numba", "warprnnt", "pytorch"]
-_WITH_OPTIONS = "default", "warprnnt_numba"
-_Option: TypeAlias = Literal["fastemit_lambda", "clamp"]
+_Loss: TypeAlias = Literal[
+    "default",
+    "warprnnt_numba",
+    "warprnnt",
+    "pytorch",
+    "multiblank_rnnt",
+    "multiblank_rnnt_pytorch",
+    "tdt",
+    "tdt_pytorch",
+]
 
-
-@arguments_named(
-    logits="acts", logit_lengths="act_lens", label_lengths="label_lens", blank_id="blank"
-)
-def rnnt_loss(
-    acts: Array,
-    labels: Array,
-    act_lens: Array,
-    label_lens: Array,
-    blank: int = 0,
-    reduction: Reduction = "mean",
-    fastemit_lambda: float = 0.0,
-    clamp: float = 0.0,
-) -> jax.Array:
-    """RNN-Transducer loss.
-
-    Args:
-      acts: `(B, T, U+1, V)`, unnormalised.
-      labels: `(B, U)` integers.
-      act_lens, label_lens: `(B,)` integers.
-      blank: class of the blank symbol.
-      reduction: `"none"`, `"mean"` over the batch, or `"sum"`.
-      fastemit_lambda: label arcs weigh `1 + fastemit_lambda` in the gradient (arXiv 2010.11148),
-        and the loss is multiplied by that.
-      clamp: bound on the elements of the gradient by `acts`; off if <= 0.
-    """
-    how: Reduction = one_of("reduction", reduction, Reduction)
-    losses = _losses(acts, labels, act_lens, label_lens, blank, fastemit_lambda, clamp)
-    return reduce_losses(losses, how, None)
-
-
-def _losses(
-    logits: Array,
-    labels: Array,
-    logit_lengths: Array,
-    label_lengths: Array,
-    blank: int,
-    fastemit_lambda: float = 0.0,
-    clamp: float = 0.0,
-) -> jax.Array:
-    """`(B,)`, multiplied by `1 + fastemit_lambda`; its gradient is not."""
-    losses = jax_rnnt.rnnt_loss(
-        logits,
-        labels,
-        logit_lengths,
-        label_lengths,
-        blank_id=blank,
-        fastemit_lambda=fastemit_lambda,
-        clamp=clamp,
-    )
-    return _scaled(losses, fastemit_lambda)
-
-
-def _scaled(losses: jax.Array, fastemit_lambda: float) -> jax.Array:
-    """Multiplied by `1 + fastemit_lambda`; the gradient is not."""
-    if fastemit_lambda == 0:
-        return losses  # not + 0 * inf
-    return losses + fastemit_lambda * jax.lax.stop_gradient(losses)
-
-
-@dataclass(frozen=True)
-class RNNTLossNumba:
-    """`rnnt_loss` with its options fixed."""
-
-    blank: int = 0
-    reduction: Reduction = "mean"
-    fastemit_lambda: float = 0.0
-    clamp: float = -1
-
-    def __call__(self, acts: Array, labels: Array, act_lens: Array, label_lens: Array) -> jax.Array:
-        options = self.blank, self.reduction, self.fastemit_lambda, self.clamp
-        return rnnt_loss(acts, labels, act_lens, label_lens, *options)
-
-    forward = __call__
-
-
-@dataclass(frozen=True)
-class TDTLossNumba:
-    """The token-and-duration loss (`jax_rnnt.rnnt_loss_tdt`) with its options fixed.
-
-    Attributes:
-      blank: class of the blank symbol.
-      durations: in frames, increasing, as `jax_rnnt.rnnt_loss_tdt` takes them.
-      reduction: `"none"`, `"mean"` over the batch, or `"sum"`.
-      fastemit_lambda: as in `rnnt_loss`, for the gradient by the tokens' scores.
-      clamp: bound on the elements of the gradient; off if <= 0.
-      sigma: is subtracted from the log-probability of each token.
-      omega: 0. To train some batches with the usual loss, choose between both by
-        `jax.lax.cond(jax.random.bernoulli(key, omega), ...)`.
-
-    Raises:
-      ValueError: an omega other than 0.
-    """
-
-    blank: int
-    durations: Sequence[int]
-    reduction: Reduction = "mean"
-    fastemit_lambda: float = 0.0
-    clamp: float = -1
-    sigma: float = 0.0
-    omega: float = 0.0
-
-    def __post_init__(self) -> None:
-        one_of("reduction", self.reduction, Reduction)
-        if self.omega != 0:
-            raise ValueError(
-                f"omega is {self.omega}; expected 0: choose between RNNTLossNumba and TDTLossNumba "
-                "by jax.lax.cond(jax.random.bernoulli(key, omega), ...)."
-            )
-
-    def __call__(self, acts: Array, labels: Array, act_lens: Array, label_lens: Array) -> jax.Array:
-        """The loss.
-
-        Args:
-          acts: `(B, T, U+1, V+D)`, unnormalised: scores of the tokens, then of the D durations.
-            Both parts are copied, which `jax_rnnt.rnnt_loss_tdt` of two arrays does not need.
-          labels: `(B, U)` integers.
-          act_lens, label_lens: `(B,)` integers.
-        """
-        acts = jnp.asarray(as_array("acts", acts))
-        num_tokens = acts.shape[-1] - len(self.durations)
-        losses = jax_rnnt.rnnt_loss_tdt(
-            acts[..., :num_tokens],
-            acts[..., num_tokens:],
-            labels,
-            act_lens,
-            label_lens,
-            durations=self.durations,
-            sigma=self.sigma,
-            blank_id=self.blank,
-            fastemit_lambda=self.fastemit_lambda,
-            clamp=self.clamp,
-        )
-        return reduce_losses(_scaled(losses, self.fastemit_lambda), self.reduction, None)
-
-    forward = __call__
+# Losses by name: their modules, and which of the options each takes, durations always.
+_SCALED = "fastemit_lambda", "clamp"
+_MODULES: Mapping[_Loss, tuple[Any, tuple[str, ...]]] = {
+    "default": (RNNTLossNumba, _SCALED),
+    "warprnnt_numba": (RNNTLossNumba, _SCALED),
+    "warprnnt": (RNNTLossNumba, ()),
+    "pytorch": (RNNTLossNumba, ()),
+    "multiblank_rnnt": (MultiblankRNNTLossNumba, ("big_blank_durations", "sigma", *_SCALED)),
+    "multiblank_rnnt_pytorch": (MultiblankRNNTLossNumba, ("big_blank_durations", "sigma")),
+    "tdt": (TDTLossNumba, ("durations", "sigma", "omega", *_SCALED)),
+    "tdt_pytorch": (TDTLossNumba, ("durations", "sigma")),
+}
 
 
 @dataclass(frozen=True)
 class RNNTLoss:
-    """The loss of a model, whose blank is the last class.
+    """The loss of a model, whose blank is the last class of the tokens.
 
     Attributes:
-      num_classes: number of classes without blank, V - 1.
+      num_classes: number of classes without the usual blank, which is that class: V - 1.
       reduction: `"mean_batch"`, the mean of the losses; `"mean_volume"`, their sum divided by that
         of the numbers of labels; `"mean"`, the mean of the losses each divided by its number of
         labels; `"sum"`; None.
-      loss_name: `"default"`, `"warprnnt_numba"`, `"warprnnt"` or `"pytorch"`: the same here.
-      loss_kwargs: `"fastemit_lambda"` and `"clamp"` of the first two.
+      loss_name: `"default"`, `"warprnnt_numba"`, `"warprnnt"` or `"pytorch"`: the same here;
+        `"multiblank_rnnt"`, `"tdt"`, also with `"_pytorch"`.
+      loss_kwargs: attributes of `RNNTLossNumba` (none of `"warprnnt"` and `"pytorch"`),
+        `MultiblankRNNTLossNumba` and `TDTLossNumba`.
 
     Raises:
       TypeError, ValueError: an unknown reduction, loss or option.
@@ -195,33 +79,47 @@ class RNNTLoss:
         one_of("loss_name", self.loss_name, _Loss)
         if not isinstance(self.loss_kwargs, Mapping | None):
             raise TypeError(f"loss_kwargs is {self.loss_kwargs!r}; expected a mapping or None.")
-        for name in self.loss_kwargs or {}:
-            if self.loss_name not in _WITH_OPTIONS:
+        module, allowed = _MODULES[self.loss_name]
+        for name in ("durations", "big_blank_durations"):
+            if name in allowed and name not in (self.loss_kwargs or {}):
                 raise ValueError(
-                    f"loss_kwargs has {name!r}; expected none for loss_name={self.loss_name!r}, "
-                    f"only for {' and '.join(map(repr, _WITH_OPTIONS))}."
+                    f"loss_kwargs has no {name!r}; expected it for loss_name={self.loss_name!r}."
                 )
-            one_of("a name in loss_kwargs", name, _Option)
+        for name in self.loss_kwargs or {}:
+            if name not in allowed:
+                raise ValueError(
+                    f"loss_kwargs has {name!r}; expected "
+                    f"{'only ' + ', '.join(allowed) if allowed else 'none'} for "
+                    f"loss_name={self.loss_name!r}."
+                )
+        each = module(self.num_classes, reduction="none", **(self.loss_kwargs or {}))
+        object.__setattr__(self, "_losses", each)
 
     @arguments_named(
-        logits="log_probs",
-        labels="targets",
-        logit_lengths="input_lengths",
-        label_lengths="target_lengths",
-        blank_id="num_classes",
+        acts="log_probs", labels="targets", act_lens="input_lengths", label_lens="target_lengths"
     )
     def __call__(
-        self, log_probs: Array, targets: Array, input_lengths: Array, target_lengths: Array
+        self,
+        log_probs: Array,
+        targets: Array,
+        input_lengths: Array,
+        target_lengths: Array,
+        *,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """The loss.
 
         Args:
-          log_probs: `(B, T, U+1, V)`; logits as good as log-probabilities.
-          targets: `(B, U)` integers.
+          log_probs: `(B, T, U+1, V)`; logits as good as log-probabilities. With `"tdt"`,
+            `(B, T, U+1, V+D)`.
+          targets: `(B, U)` integers; what is more than U is cut off.
           input_lengths, target_lengths: `(B,)` integers.
+          key: what `TDTLossNumba` needs if omega is not 0.
         """
-        operands = log_probs, targets, input_lengths, target_lengths
-        losses = _losses(*operands, self.num_classes, **(self.loss_kwargs or {}))
+        if len(log_probs.shape) == 4 and len(targets.shape) == 2:
+            targets = targets[:, : log_probs.shape[2] - 1]
+        options = {} if key is None else {"key": key}
+        losses = self._losses(log_probs, targets, input_lengths, target_lengths, **options)
         match self.reduction:
             case None:
                 return losses
