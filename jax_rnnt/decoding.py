@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import validation, validation_decoding
+from . import validation, validation_decoding, validation_durations
 from ._native.jax_versions import align_varying_axes, with_batch_sharding_of, with_whole_rows
 from .bounds import Sizes, Utterances, labels_and_bounds
 from .types import Array
 
 PredictorStep = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
-JointStep = Callable[[jax.Array, jax.Array], jax.Array]
+JointStep = Callable[[jax.Array, jax.Array], jax.Array | tuple[jax.Array, jax.Array]]
 
 
 class Decoded(NamedTuple):
@@ -34,7 +34,7 @@ class Decoded(NamedTuple):
 
 def greedy_decode(
     predictor_step: PredictorStep,
-    joint_fn: JointStep,
+    joint_step: JointStep,
     encoder_out: Array,
     logit_lengths: Array | None = None,
     *,
@@ -43,13 +43,18 @@ def greedy_decode(
     max_labels: int | None = None,
     blank_id: int = 0,
     start_label: int | None = None,
+    durations: Sequence[int] | None = None,
+    big_blank_ids: Sequence[int] = (),
+    big_blank_durations: Sequence[int] = (),
     check: bool = True,
 ) -> Decoded:
     """Labels by always taking the likeliest arc, from the first frame to the last one's blank.
 
     All utterances of the batch go on at once, each at its own frame, until all have arrived: at
     most T times `max_labels_per_frame` steps, whatever the scores. With `max_labels_per_frame=1`
-    this also decodes the modified topology, whose label arcs take a frame.
+    this also decodes the modified topology, whose label arcs take a frame. With `durations` it
+    decodes a Token-and-Duration Transducer, which takes the likeliest duration in each cell besides
+    (arXiv 2304.06795), and with big blanks a multi-blank transducer (arXiv 2211.03541).
 
     Call it inside `jax.jit`: outside, each call compiles the two functions again. Where the
     compiler divides the batch among devices, these agree in each step on whether to go on; in
@@ -59,8 +64,10 @@ def greedy_decode(
       predictor_step: `(state, labels) -> (predictor_rows, state)` feeds a label `(*batch,)` int32
         to each utterance's predictor: rows `(*batch, D2)`, and the new state, of the structure,
         shapes and dtypes of the old one.
-      joint_fn: `(encoder_rows, predictor_rows) -> scores`, of `(*batch, D1)` and `(*batch, D2)`:
-        `(*batch, V)`, of which the largest counts (the first of equals).
+      joint_step: `(encoder_rows, predictor_rows) -> scores`, of `(*batch, D1)` and `(*batch, D2)`:
+        `(*batch, V)`, of which the largest counts (the first of equals). With `durations` it
+        returns `(scores, duration_scores)`, the latter `(*batch, D)`. A joint function of the
+        losses is one with its parameters bound: `functools.partial(LinearJoint(), params)`.
       encoder_out: `(*batch, T, D1)` floating point.
       logit_lengths: `(*batch,)` integers, frames of each utterance; None means T.
       initial_state: the state before any label: a pytree of arrays `(*batch, ...)`, or of none.
@@ -69,6 +76,8 @@ def greedy_decode(
         all, `T * max_labels_per_frame`.
       blank_id: class of the blank symbol; negative values count from the end.
       start_label: what the predictor is fed first; None for `blank_id`.
+      durations: as in `rnnt_loss_tdt`. A blank takes one frame at least. Static.
+      big_blank_ids, big_blank_durations: as in `rnnt_loss_multi_blank`.
       check: raise an error for lengths out of range if they are known, which waits for them.
 
     Returns:
@@ -89,9 +98,20 @@ def greedy_decode(
         max_labels = T * bound
     capacity = validation.whole_number("max_labels", max_labels, minimum=0)
     state = jax.tree.map(jnp.asarray, initial_state)
-    blank_id, first = validation_decoding.check_functions(
-        predictor_step, joint_fn, state, (tuple(batch), D, encoder.dtype), blank_id, start_label
+    if durations is not None:
+        durations = validation_durations.increasing_durations(durations)
+    blank_id, first, num_classes = validation_decoding.check_functions(
+        predictor_step,
+        joint_step,
+        state,
+        (tuple(batch), D, encoder.dtype),
+        (blank_id, start_label),
+        None if durations is None else len(durations),
     )
+    big_blanks = validation_durations.big_blanks(
+        big_blank_ids, big_blank_durations, blank_id, num_classes
+    )
+    frames_of_blanks = {blank_id: 1, **dict(zip(*big_blanks, strict=True))}
 
     (encoder,) = with_whole_rows(len(batch), encoder)
 
@@ -120,9 +140,13 @@ def greedy_decode(
         frame, emitted, row, state, decoded = position
         labels, count, frames = decoded
         active = frame < lengths
-        scores = joint_fn(_row_at(encoder, jnp.minimum(frame, T - 1)), row)
-        best = lax.argmax(scores, scores.ndim - 1, jnp.int32)
-        emit = active & (best != blank_id) & (count < capacity)
+        scores: Any = joint_step(_row_at(encoder, jnp.minimum(frame, T - 1)), row)
+        scores, duration = (scores, 0) if durations is None else scores
+        best = _best(scores)
+        steps = _looked_up(best, frames_of_blanks)
+        emit = active & (steps == 0) & (count < capacity)
+        if durations is not None:
+            duration = _looked_up(_best(duration), dict(enumerate(durations)))
         one = emit.astype(jnp.int32)
         # What is written past the end is dropped.
         at = jnp.where(emit, count, capacity)
@@ -132,10 +156,10 @@ def greedy_decode(
             lambda new, old: _where(emit, new, old), (next_row, next_state), (row, state)
         )
         emitted = emitted + one
-        leaves = active & (~emit | (emitted == bound))
-        return _Position(
-            frame + leaves.astype(jnp.int32), jnp.where(leaves, 0, emitted), row, state, decoded
-        )
+        steps = jnp.maximum(steps, duration)
+        steps = jnp.where(emit & (emitted < bound), steps, jnp.maximum(steps, 1))
+        steps = jnp.where(active, steps, 0)
+        return _Position(frame + steps, jnp.where(steps > 0, 0, emitted), row, state, decoded)
 
     return lax.while_loop(unfinished, advance, start).decoded
 
@@ -148,6 +172,19 @@ class _Position(NamedTuple):
     row: jax.Array  # (*batch, D2): the predictor's, after all labels
     state: Any
     decoded: Decoded
+
+
+def _best(scores: jax.Array) -> jax.Array:
+    """`(*batch,)`: the first of the largest of `(*batch, N)`."""
+    return lax.argmax(scores, scores.ndim - 1, jnp.int32)
+
+
+def _looked_up(index: jax.Array, values: Mapping[int, int]) -> jax.Array:
+    """The value of each index, 0 if it has none; without a gather, for sharded batches."""
+    found = jnp.zeros_like(index)
+    for key, value in values.items():
+        found = jnp.where(index == key, value, found)
+    return found
 
 
 def _row_at(rows: jax.Array, index: jax.Array) -> jax.Array:

@@ -166,7 +166,8 @@ def rnnt_loss_pruned(
 
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; with `check`, also for ranges that
-        are not consecutive or not in [0, U].
+        are not consecutive or not in [0, U], and for those that in the last frame end below the
+        last label of an utterance, as ranges made for other lengths do.
     """
     logits = validation.float_scores("logits", logits)
     utterances = Utterances(
@@ -202,6 +203,10 @@ def checked_band(
         sizes, utterances, arcs_options, lattice_options, check
     )
     ranges = validation_pruning.checked_ranges(sizes, utterances, ranges, check)
+    if check:
+        validation_pruning.check_band_reaches_end(
+            sizes, utterances, ranges, lattice_options.topology
+        )
     return ranges, utterances, arcs_options, lattice_options, reduction
 
 

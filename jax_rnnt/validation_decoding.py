@@ -24,20 +24,22 @@ def encoder_rows(encoder_out: Any) -> jax.Array:
 
 def check_functions(
     predictor_step: Callable[..., Any],
-    joint_fn: Callable[..., Any],
+    joint_step: Callable[..., Any],
     state: Any,
     encoder: tuple[tuple[int, ...], int, Any],
-    blank_id: Any,
-    start_label: Any,
-) -> tuple[int, int]:
-    """Blank and start label as non-negative classes, if the functions return what they are to.
+    classes: tuple[Any, Any],
+    num_durations: int | None,
+) -> tuple[int, int, int]:
+    """Blank, start label and number of classes, if the functions return what they are to.
 
     Args:
       encoder: batch dimensions, size and dtype of the encoder's rows.
+      classes: blank and start label as they were given.
+      num_durations: None where the joint network returns no scores of durations.
     """
     batch, size, dtype = encoder
     validation.check_function("predictor_step", predictor_step, "(state, labels)")
-    validation.check_function("joint_fn", joint_fn, "(encoder_rows, predictor_rows)")
+    validation.check_function("joint_step", joint_step, "(encoder_rows, predictor_rows)")
     for leaf in jax.tree.leaves(state):
         if leaf.shape[: len(batch)] != batch:
             raise ValueError(
@@ -62,22 +64,36 @@ def check_functions(
             f"predictor_step returns a state of {new}; expected {old}, as initial_state is."
         )
     row = jax.ShapeDtypeStruct((*batch, size), dtype)
-    scores = jax.eval_shape(joint_fn, row, rows)
-    if (
-        not isinstance(scores, jax.ShapeDtypeStruct)
-        or scores.shape[:-1] != batch
-        or not (scores.ndim == len(batch) + 1)
-    ):
-        raise ValueError(
-            f"joint_fn returns shape {getattr(scores, 'shape', None)}; expected (*batch, V) with "
-            f"*batch = {batch}."
-        )
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise TypeError(f"joint_fn returns dtype {scores.dtype}; expected floating point.")
+    scores = jax.eval_shape(joint_step, row, rows)
+    if num_durations is not None:
+        if not isinstance(scores, tuple) or len(scores) != 2:
+            raise TypeError(
+                f"joint_step returns a {type(scores).__name__}; expected (scores, "
+                "duration_scores), as there are durations."
+            )
+        scores, duration_scores = scores
+        _check_scores(duration_scores, "duration_scores", batch, num_durations)
+    _check_scores(scores, "scores", batch, None)
+    blank_id, start_label = classes
     blank = validation.blank_class(blank_id, scores.shape[-1])
     if start_label is None:
-        return blank, blank
-    return blank, validation.whole_number("start_label", start_label, minimum=0)
+        return blank, blank, scores.shape[-1]
+    start = validation.whole_number("start_label", start_label, minimum=0)
+    return blank, start, scores.shape[-1]
+
+
+def _check_scores(scores: Any, name: str, batch: tuple[int, ...], size: int | None) -> None:
+    """Scores of classes or durations that `joint_step` returns are an array of floats."""
+    shape = getattr(scores, "shape", ())
+    if len(shape) != len(batch) + 1 or shape[:-1] != batch or size not in (None, shape[-1]):
+        letters = "(*batch, V)" if size is None else f"(*batch, {size}), a score for each duration,"
+        raise ValueError(
+            f"joint_step returns {name} of shape {shape}; expected {letters} with *batch = {batch}."
+        )
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise TypeError(
+            f"joint_step returns {name} of dtype {scores.dtype}; expected floating point."
+        )
 
 
 def _types(tree: Any) -> Any:

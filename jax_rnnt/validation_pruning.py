@@ -158,6 +158,36 @@ def _check_ranges(sizes: Sizes, begins: Any, ends: Any, ranges: Any) -> None:
     raise_or_checkify((narrow - start == position) | unused, "ranges", ranges, expected)
 
 
+def check_band_reaches_end(
+    sizes: Sizes, utterances: Utterances, ranges: Array, topology: Topology
+) -> None:
+    """Raises ValueError if known ranges leave out the last label though it could be reached.
+
+    That is what ranges made for other lengths do. Labels that do not fit in the frames are no
+    error: no band helps them.
+    """
+    known = _known_windows(sizes, utterances)
+    if known is None or not is_known(ranges) or sizes.T == 0:
+        return
+    frames = known.logit_lengths - known.logit_begins
+    labels = known.label_lengths - known.label_begins
+    last_frames = np.maximum(known.logit_lengths - 1, 0)
+    tops = np.asarray(jax.device_get(ranges))[..., -1]
+    top = np.take_along_axis(tops, last_frames[..., None], -1)[..., 0]
+    # A label arc that takes a frame may be the last one.
+    needed = known.label_lengths - (0 if topology == "regular" else 1)
+    wrong = (frames > 0) & (labels <= frames) & (top < needed)
+    if not wrong.any():
+        return
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    place = ", ".join(map(str, (*index, last_frames[index])))
+    raise ValueError(
+        f"ranges[{place}], of the last frame, ends at label position {top[index]}, but there are "
+        f"{known.label_lengths[index]} labels; expected a band that reaches them. Give "
+        "get_rnnt_prune_ranges the lengths, begins and topology of the loss."
+    )
+
+
 def check_labels_fit(sizes: Sizes, utterances: Utterances, s_range: int) -> None:
     """Raises ValueError if regular alignments of a band of `s_range` positions have too few frames.
 

@@ -101,6 +101,71 @@ def test_against_loop(bound: int, blank_bias: float) -> None:
     assert found.label_lengths.sum() > 0 and (found.label_lengths[1] == 0)
 
 
+def hop(
+    model: Model,
+    encoded: Any,
+    durations: tuple[int, ...],
+    duration_out: Any,
+    big_blanks: dict[int, int],
+    bound: int,
+) -> tuple[list[int], list[int]]:
+    """Labels and frames of one utterance whose arcs have durations."""
+    hidden, labels, frames, t, emitted = np.zeros(D), [], [], 0, 0
+    hidden = np.tanh(hidden @ model.recurrent + model.embedding[0])
+    while t < len(encoded):
+        features = np.tanh(encoded[t] + hidden)
+        best = int(np.argmax(features @ model.out + model.bias))
+        step = durations[int(np.argmax(features @ duration_out))] if durations else 0
+        if best == 0 or best in big_blanks:
+            step = max(step, big_blanks.get(best, 1))
+        else:
+            labels.append(best)
+            frames.append(t)
+            hidden = np.tanh(hidden @ model.recurrent + model.embedding[best])
+            emitted += 1
+            if emitted == bound:
+                step = max(step, 1)
+        t, emitted = t + step, 0 if step > 0 else emitted
+    return labels, frames
+
+
+@pytest.mark.parametrize("bound", [1, 3])
+@pytest.mark.parametrize("durations", [(), (0, 1, 2), (1, 3), (0, 2)], ids=str)
+@pytest.mark.parametrize("big_blanks", [{}, {3: 4, 1: 2}], ids=str)
+def test_durations(durations: tuple[int, ...], big_blanks: dict[int, int], bound: int) -> None:
+    """Arcs that take several frames, of durations or big blanks, jitted, with lengths."""
+    lengths, total = np.array([T, 0, 1, 2, 3, 4, 5, 6]), 0
+    for seed in range(3):
+        model = Model(10 + seed, 0.5)
+        duration_out = np.random.default_rng(seed).normal(size=(D, max(len(durations), 1)))
+
+        def joint_step(am: Any, lm: Any, model: Model = model, out: Any = duration_out) -> Any:
+            scores = model.joint(am, lm)
+            return (scores, jnp.tanh(am + lm) @ out) if durations else scores
+
+        found = jax.jit(
+            lambda x, y, model=model, joint_step=joint_step: greedy_decode(
+                model.predictor_step,
+                joint_step,
+                x,
+                y,
+                initial_state=model.state(B),
+                durations=durations or None,
+                big_blank_ids=tuple(big_blanks),
+                big_blank_durations=tuple(big_blanks.values()),
+                max_labels_per_frame=bound,
+            )
+        )(model.encoded, lengths)
+        for i, length in enumerate(lengths):
+            wanted = hop(
+                model, model.encoded[i, :length], durations, duration_out, big_blanks, bound
+            )
+            n = int(found.label_lengths[i])
+            assert (found.labels[i, :n].tolist(), found.frames[i, :n].tolist()) == wanted
+            total += n
+    assert total > 0
+
+
 def test_options() -> None:
     """A blank counted from the end, another start, room for four labels, NumPy arguments."""
     model = Model(5, -1.0, blank_id=-1)
@@ -166,7 +231,7 @@ def test_bad_input() -> None:
     def fails(kind: type, message: str, **replaced: Any) -> None:
         arguments: Any = {
             "predictor_step": model.predictor_step,
-            "joint_fn": model.joint,
+            "joint_step": model.joint,
             "encoder_out": model.encoded,
             "initial_state": model.state(B),
             **replaced,
@@ -197,8 +262,25 @@ def test_bad_input() -> None:
         r"predictor_step returns a state of .*; expected",
         predictor_step=lambda state, label: (state["hidden"], {"count": state["count"]}),
     )
-    fails(ValueError, r"joint_fn returns shape \(8,\)", joint_fn=lambda am, lm: am[:, 0])
-    fails(TypeError, "joint_fn returns dtype int", joint_fn=lambda am, lm: am.astype(jnp.int32))
+    for message, returned in (
+        (r"joint_step returns scores of shape \(8,\)", lambda am: am[:, 0]),
+        (r"joint_step returns scores of shape \(\)", lambda am: {"scores": am}),
+    ):
+        fails(ValueError, message, joint_step=lambda am, lm, f=returned: f(am))
+    fails(
+        TypeError,
+        "joint_step returns scores of dtype int",
+        joint_step=lambda am, lm: am.astype(jnp.int32),
+    )
+    fails(TypeError, r"joint_step returns a .*duration_scores\), as", durations=(0, 1))
+    fails(
+        ValueError,
+        r"returns duration_scores of shape \(8, 4\); expected \(\*batch, 2\), a score for",
+        durations=(0, 1),
+        joint_step=lambda am, lm: (model.joint(am, lm), am),
+    )
+    fails(ValueError, r"durations is \(1, 0\)", durations=(1, 0))
+    fails(ValueError, "big_blank_ids is 5; ", big_blank_ids=(5,), big_blank_durations=(2,))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.bool_, jnp.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -112,6 +113,29 @@ def test_no_path(implementation: str, topology: str) -> None:
         logits[BAD] = np.nan  # there is no arc that could use it
         spoiled = batch._replace(ranges=ranges, logits=logits)
         assert_only_one_bad(run_pruned(spoiled, implementation, **options), clean, np.inf)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_ranges_for_other_lengths(topology: str) -> None:
+    """Known ranges that were made for longer utterances are an error, not a loss of +inf."""
+    rng = np.random.default_rng(2)
+    T, U, lengths = 12, 5, (np.array([12, 8, 3]), np.array([5, 4, 0]))
+    posteriors = Posteriors(*rng.random((2, 3, T, U + 1)))
+    logits, labels = rng.normal(size=(3, T, 3, V)), rng.integers(1, V, (3, U))
+    loss = partial(jax_rnnt.rnnt_loss_pruned, logits, labels, topology=topology)
+    ranges = jax_rnnt.get_rnnt_prune_ranges(posteriors, *lengths, s_range=3, topology=topology)
+    assert np.isfinite(loss(ranges, *lengths)).all()
+    late = np.minimum(np.maximum(np.arange(T)[:, None] - 8, 0), U - 2) + np.arange(3)
+    late = np.broadcast_to(late, (3, T, 3))
+    message = r"ranges\[1, 7\], of the last frame, ends at label position 2, but there are 4 labels"
+    with pytest.raises(ValueError, match=message):
+        loss(late, *lengths)
+    for losses in (
+        loss(late, *lengths, check=False),
+        jax.jit(loss)(late, *lengths),
+        loss(late, *lengths, where=np.array([True, False, True])),
+    ):
+        assert np.isfinite(losses[2]) and losses[1] in (0, np.inf)
 
 
 def test_too_few_frames(implementation: str) -> None:
