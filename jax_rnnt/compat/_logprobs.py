@@ -88,8 +88,8 @@ def get_rnnt_logprobs_joint(
     logits: Array,
     symbols: Array,
     termination_symbol: int,
-    rnnt_type: Topology = "regular",
     boundary: Array | None = None,
+    rnnt_type: Topology = "regular",
 ) -> PxPy:
     """`(px, py)` of logits `(B, T, S+1, C)`."""
     logits = validation.float_scores("logits", logits)
@@ -104,7 +104,7 @@ def get_rnnt_logprobs_pruned(
     symbols: Array,
     ranges: Array,
     termination_symbol: int,
-    boundary: Array,
+    boundary: Array | None = None,
     rnnt_type: Topology = "regular",
 ) -> PxPy:
     """`(px, py)` of logits `(B, T, s_range, C)`, -inf for what `ranges` leaves out."""
@@ -116,7 +116,7 @@ def get_hat_logprobs_pruned(
     symbols: Array,
     ranges: Array,
     termination_symbol: int,
-    boundary: Array,
+    boundary: Array | None = None,
     rnnt_type: Topology = "regular",
 ) -> PxPy:
     """`get_rnnt_logprobs_pruned` for the hybrid autoregressive transducer (arXiv 2003.07705)."""

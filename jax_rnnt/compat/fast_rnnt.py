@@ -12,6 +12,8 @@ Different on purpose:
 - Ranges are int32. They are widened to the narrowest possible ones, as k2 does, where the values of
   `boundary` are known, which they are not inside `jax.jit`.
 - `use_hat_loss` works with every `termination_symbol`.
+- `rnnt_loss` and `rnnt_loss_pruned` have no `return_grad`: `mutual_information_recursion` has it,
+  for the `(px, py)` of `get_rnnt_logprobs_joint` and `get_rnnt_logprobs_pruned`.
 - Label arcs to symbols that equal `termination_symbol` are errors in the losses.
 """
 

@@ -1,4 +1,4 @@
-"""k2's transducer losses, which are those of `fast_rnnt` with more options.
+"""k2's transducer losses: the functions of `fast_rnnt`, one with its arguments in another order.
 
 What differs on purpose is listed there.
 """
@@ -9,13 +9,25 @@ import jax.numpy as jnp
 import jax_rnnt
 
 from .. import validation
-from ..types import Array, Posteriors
+from ..types import Array, Posteriors, Topology
 from . import fast_rnnt
 from ._names import in_words_of_fast_rnnt
-from ._px_py import columns, planes_of_gradients
+from ._px_py import PxPy, columns, planes_of_gradients
 from .fast_rnnt import *  # noqa: F403
 
 __all__ = [*fast_rnnt.__all__, "get_rnnt_prune_ranges_deprecated"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def get_rnnt_logprobs_joint(
+    logits: Array,
+    symbols: Array,
+    termination_symbol: int,
+    rnnt_type: Topology = "regular",
+    boundary: Array | None = None,
+) -> PxPy:
+    """`(px, py)` of logits `(B, T, S+1, C)`."""
+    arguments = logits, symbols, termination_symbol, boundary, rnnt_type
+    return fast_rnnt.get_rnnt_logprobs_joint(*arguments)
 
 
 @in_words_of_fast_rnnt
