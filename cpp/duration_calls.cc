@@ -44,10 +44,10 @@ ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, f
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult blank_posteriors, AnyResult label_posteriors,
-                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations, bool labels_stay) {
-  JAX_RNNT_RETURN_IF_ERROR(
-      decode(params, dtype, blank, label, duration, bounds, log_likelihood, workspace, durations,
-             labels_stay));
+                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations,
+                  bool labels_stay) {
+  JAX_RNNT_RETURN_IF_ERROR(decode(params, dtype, blank, label, duration, bounds, log_likelihood,
+                                  workspace, durations, labels_stay));
   if (elements(duration_posteriors->dimensions()) != elements(duration.dimensions()) ||
       duration_posteriors->element_type() != duration.element_type()) {
     return shape_error("posteriors", duration_posteriors->dimensions(),

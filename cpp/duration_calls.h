@@ -8,7 +8,8 @@ namespace jax_rnnt {
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult blank_posteriors, AnyResult label_posteriors,
-                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations, bool labels_stay);
+                  AnyResult duration_posteriors, AnyResult workspace, int64_t durations,
+                  bool labels_stay);
 
 ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyBuffer label,
                   ffi::AnyBuffer duration, Int32Buffer bounds, AnyResult log_likelihood,

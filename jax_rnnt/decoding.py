@@ -141,12 +141,10 @@ def greedy_decode(
         labels, count, frames = decoded
         active = frame < lengths
         scores: Any = joint_step(_row_at(encoder, jnp.minimum(frame, T - 1)), row)
-        scores, duration = (scores, 0) if durations is None else scores
+        scores, duration_scores = (scores, None) if durations is None else scores
         best = _best(scores)
         steps = _looked_up(best, frames_of_blanks)
         emit = active & (steps == 0) & (count < capacity)
-        if durations is not None:
-            duration = _looked_up(_best(duration), dict(enumerate(durations)))
         one = emit.astype(jnp.int32)
         # What is written past the end is dropped.
         at = jnp.where(emit, count, capacity)
@@ -156,7 +154,9 @@ def greedy_decode(
             lambda new, old: _where(emit, new, old), (next_row, next_state), (row, state)
         )
         emitted = emitted + one
-        steps = jnp.maximum(steps, duration)
+        if durations is not None:
+            duration = _looked_up(_best(duration_scores), dict(enumerate(durations)))
+            steps = jnp.maximum(steps, duration)
         steps = jnp.where(emit & (emitted < bound), steps, jnp.maximum(steps, 1))
         steps = jnp.where(active, steps, 0)
         return _Position(frame + steps, jnp.where(steps > 0, 0, emitted), row, state, decoded)

@@ -84,8 +84,9 @@ def check_functions(
 
 def _check_scores(scores: Any, name: str, batch: tuple[int, ...], size: int | None) -> None:
     """Scores of classes or durations that `joint_step` returns are an array of floats."""
-    shape = getattr(scores, "shape", ())
-    if len(shape) != len(batch) + 1 or shape[:-1] != batch or size not in (None, shape[-1]):
+    shape: tuple[int, ...] = getattr(scores, "shape", ())
+    last = shape[-1:] if size is None else (size,)
+    if len(shape) != len(batch) + 1 or shape != (*batch, *last):
         letters = "(*batch, V)" if size is None else f"(*batch, {size}), a score for each duration,"
         raise ValueError(
             f"joint_step returns {name} of shape {shape}; expected {letters} with *batch = {batch}."

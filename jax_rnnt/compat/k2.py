@@ -13,9 +13,37 @@ from ..types import Array, Posteriors, Topology
 from . import fast_rnnt
 from ._names import in_words_of_fast_rnnt
 from ._px_py import PxPy, columns, planes_of_gradients
-from .fast_rnnt import *  # noqa: F403
+from .fast_rnnt import (
+    do_rnnt_pruning,
+    get_hat_logprobs_pruned,
+    get_rnnt_logprobs,
+    get_rnnt_logprobs_pruned,
+    get_rnnt_logprobs_smoothed,
+    get_rnnt_prune_ranges,
+    joint_mutual_information_recursion,
+    mutual_information_recursion,
+    rnnt_loss,
+    rnnt_loss_pruned,
+    rnnt_loss_simple,
+    rnnt_loss_smoothed,
+)
 
-__all__ = [*fast_rnnt.__all__, "get_rnnt_prune_ranges_deprecated"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "do_rnnt_pruning",
+    "get_hat_logprobs_pruned",
+    "get_rnnt_logprobs",
+    "get_rnnt_logprobs_joint",
+    "get_rnnt_logprobs_pruned",
+    "get_rnnt_logprobs_smoothed",
+    "get_rnnt_prune_ranges",
+    "get_rnnt_prune_ranges_deprecated",
+    "joint_mutual_information_recursion",
+    "mutual_information_recursion",
+    "rnnt_loss",
+    "rnnt_loss_pruned",
+    "rnnt_loss_simple",
+    "rnnt_loss_smoothed",
+]
 
 
 def get_rnnt_logprobs_joint(

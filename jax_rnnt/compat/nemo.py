@@ -72,6 +72,7 @@ class RNNTLoss:
     reduction: NemoReduction | None = "mean_batch"
     loss_name: _Loss = "default"
     loss_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)  # for `jax.jit`
+    _losses: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.reduction is not None:
