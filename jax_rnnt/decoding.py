@@ -140,6 +140,7 @@ def greedy_decode(
         frame, emitted, row, state, decoded = position
         labels, count, frames = decoded
         active = frame < lengths
+        duration_scores: Any
         scores: Any = joint_step(_row_at(encoder, jnp.minimum(frame, T - 1)), row)
         scores, duration_scores = (scores, None) if durations is None else scores
         best = _best(scores)
