@@ -13,7 +13,7 @@
 namespace jax_rnnt::cuda {
 namespace {
 
-inline constexpr int64_t kMostFrontThreads = 256;
+inline constexpr int64_t kMostFrontThreads = 384;
 inline constexpr int kPosteriorThreads = 256;
 
 // Of an utterance's workspace, in numbers, which are two elements each.
@@ -75,35 +75,107 @@ struct Utterance {
     return exp_extended(duration[i * plane_size + cell]);
   }
 
-  // `visit(t, u)` for the cells of a front, shared out among the threads of the block.
-  template <class Visit>
-  __device__ __forceinline__ void visit_front(int n, Visit visit) const {
-    const int begin = larger(0, n - frames + 1), end = smaller(labels, n);
-    for (int u = begin + int(threadIdx.x); u <= end; u += int(blockDim.x)) visit(n - u, u);
+  __device__ __forceinline__ bool has_node(int t, int u) const {
+    return 0 <= t && t < frames && u <= labels;
   }
+};
+
+// Durations are taken as many at a time as models have: their loads are on the way together.
+inline constexpr int kGroup = 5;
+
+// The sum of a group's numbers.
+template <class T, int kNumber>
+__device__ __forceinline__ Extended<T> sum_of(const Extended<T> (&terms)[kNumber]) {
+  Exponent<T> top = terms[0].exponent;
+#pragma unroll
+  for (int i = 1; i < kNumber; ++i) top = larger(top, terms[i].exponent);
+  T sum = 0;
+#pragma unroll
+  for (int i = 0; i < kNumber; ++i) sum += terms[i].mantissa * exp2_int<T>(terms[i].exponent - top);
+  return in_range(Extended<T>{sum, top});
+}
+
+// Front after front, the threads of a block side by side. `load(t, u)` reads what a node needs of
+// the arcs, `finish(t, u, loaded)` computes it from that and earlier fronts. If each thread has one
+// label position, it reads the arcs of the next front before it waits for the others.
+template <int kStep, class T, class Load, class Finish>
+__device__ __forceinline__ void run_fronts(const Utterance<T>& of, Load load, Finish finish) {
+  const int u = int(threadIdx.x), fronts = of.fronts(), first = kStep > 0 ? 0 : fronts - 1;
+  if (of.labels >= int(blockDim.x)) {
+    for (int i = 0, n = first; i < fronts; ++i, n += kStep) {
+      for (int v = u; v <= of.labels; v += int(blockDim.x)) {
+        if (of.has_node(n - v, v)) finish(n - v, v, load(n - v, v));
+      }
+      __syncthreads();
+    }
+    return;
+  }
+  auto ahead = load(first - u, u);
+  for (int i = 0, n = first; i < fronts; ++i, n += kStep) {
+    const auto loaded = ahead;
+    ahead = load(n + kStep - u, u);
+    if (of.has_node(n - u, u)) finish(n - u, u, loaded);
+    __syncthreads();
+  }
+}
+
+// What alpha of a node needs of the arcs: its own, and the durations of those that lead to it.
+template <class T>
+struct ArcsOfAlpha {
+  T blank, label;
+  T of_blank[kGroup], of_label[kGroup];
 };
 
 template <class T>
 __device__ __forceinline__ void run_alphas(const Utterance<T>& of, const Durations& durations) {
-  for (int n = 0; n < of.fronts(); ++n) {
-    of.visit_front(n, [&](int t, int u) {
-      Extended<T> alpha = n == 0 ? Extended<T>{T(1), 0} : dead<T>();
-      for (int i = 0; i < durations.number; ++i) {
+  constexpr T kNone = -Constants<T>::kInfinity;
+  const auto load_durations = [&](int t, int u, int first, ArcsOfAlpha<T>& to) {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      to.of_blank[k] = to.of_label[k] = kNone;
+      const int i = first + k;
+      if (i >= durations.number || durations.frames[i] > t) continue;
+      const int d = durations.frames[i];
+      const T* from = of.duration + i * of.plane_size + of.cell(t - d, u);
+      if (d > 0) to.of_blank[k] = from[0];
+      if (u > 0 && durations.labels_take(d)) to.of_label[k] = from[-1];
+    }
+  };
+  const auto sum_over_durations = [&](int t, int u, int first, const ArcsOfAlpha<T>& arcs) {
+    Extended<T> terms[2 * kGroup];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      Extended<T> by_blank = dead<T>(), by_label = dead<T>();
+      const int i = first + k;
+      if (i < durations.number && durations.frames[i] <= t) {
         const int d = durations.frames[i];
-        if (d > t) break;
         const int64_t from = of.cell(t - d, u);
-        if (d > 0) alpha = add(alpha, multiply(of.by_blank[from], of.duration_at(i, from)));
-        if (u == 0 || !durations.labels_take(d)) continue;
-        alpha = add(alpha, multiply(of.by_label[from - 1], of.duration_at(i, from - 1)));
+        if (d > 0) by_blank = of.by_blank[from];
+        if (u > 0 && durations.labels_take(d)) by_label = of.by_label[from - 1];
       }
-      alpha = in_range(alpha);
-      const int64_t here = of.cell(t, u);
-      of.by_blank[here] = in_range(multiply(alpha, exp_extended(of.blank[here])));
-      of.by_label[here] =
-          u == of.labels ? dead<T>() : in_range(multiply(alpha, exp_extended(of.label[here])));
-    });
-    __syncthreads();
-  }
+      terms[2 * k] = multiply(by_blank, exp_extended(arcs.of_blank[k]));
+      terms[2 * k + 1] = multiply(by_label, exp_extended(arcs.of_label[k]));
+    }
+    return sum_of(terms);
+  };
+  const auto load = [&](int t, int u) {
+    ArcsOfAlpha<T> arcs{kNone, kNone, {}, {}};
+    if (!of.has_node(t, u)) return arcs;
+    arcs.blank = of.blank[of.cell(t, u)];
+    if (u < of.labels) arcs.label = of.label[of.cell(t, u)];
+    load_durations(t, u, 0, arcs);
+    return arcs;
+  };
+  run_fronts<1>(of, load, [&](int t, int u, ArcsOfAlpha<T> arcs) {
+    Extended<T> alpha = t + u == 0 ? Extended<T>{T(1), 0} : sum_over_durations(t, u, 0, arcs);
+    for (int first = kGroup; first < durations.number; first += kGroup) {
+      load_durations(t, u, first, arcs);
+      alpha = in_range(add(alpha, sum_over_durations(t, u, first, arcs)));
+    }
+    const int64_t here = of.cell(t, u);
+    of.by_blank[here] = in_range(multiply(alpha, exp_extended(arcs.blank)));
+    of.by_label[here] = in_range(multiply(alpha, exp_extended(arcs.label)));
+  });
 }
 
 // The sum over the blanks that come to the end.
@@ -127,29 +199,60 @@ __device__ __forceinline__ Extended<T> beta_at(const Utterance<T>& of, int t, in
   return u == of.labels ? Extended<T>{T(1), 0} : dead<T>();
 }
 
+// What beta of a node needs of the arcs, all of which leave it.
+template <class T>
+struct ArcsOfBeta {
+  T blank, label;
+  T duration[kGroup];
+};
+
 template <class T>
 __device__ __forceinline__ void run_betas(const Utterance<T>& of, const Durations& durations) {
-  for (int n = of.fronts() - 1; n >= 0; --n) {
-    of.visit_front(n, [&](int t, int u) {
-      const int64_t here = of.cell(t, u);
-      const Extended<T> blank = exp_extended(of.blank[here]);
-      const Extended<T> label = u == of.labels ? dead<T>() : exp_extended(of.label[here]);
-      Extended<T> beta = dead<T>();
-      for (int i = 0; i < durations.number; ++i) {
+  constexpr T kNone = -Constants<T>::kInfinity;
+  const auto load_durations = [&](int t, int u, int first, ArcsOfBeta<T>& to) {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const int i = first + k;
+      const bool leads_on = i < durations.number && t + durations.frames[i] <= of.frames;
+      to.duration[k] = leads_on ? of.duration[i * of.plane_size + of.cell(t, u)] : kNone;
+    }
+  };
+  const auto sum_over_durations = [&](int t, int u, int first, const ArcsOfBeta<T>& arcs) {
+    const Extended<T> blank = exp_extended(arcs.blank), label = exp_extended(arcs.label);
+    Extended<T> terms[2 * kGroup];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      Extended<T> after_blank = dead<T>(), after_label = dead<T>();
+      const int i = first + k;
+      if (i < durations.number && t + durations.frames[i] <= of.frames) {
         const int d = durations.frames[i], to = t + d;
-        if (to > of.frames) break;
-        const Extended<T> duration = of.duration_at(i, here);
-        if (d > 0) {
-          beta = add(beta, multiply(in_range(multiply(blank, duration)), beta_at(of, to, u)));
+        if (d > 0) after_blank = beta_at(of, to, u);
+        if (u < of.labels && to < of.frames && durations.labels_take(d)) {
+          after_label = of.beta[of.cell(to, u + 1)];
         }
-        if (u == of.labels || to == of.frames || !durations.labels_take(d)) continue;
-        const Extended<T> after = of.beta[of.cell(to, u + 1)];
-        beta = add(beta, multiply(in_range(multiply(label, duration)), after));
       }
-      of.beta[here] = in_range(beta);
-    });
-    __syncthreads();
-  }
+      const Extended<T> duration = exp_extended(arcs.duration[k]);
+      terms[2 * k] = multiply(in_range(multiply(blank, duration)), after_blank);
+      terms[2 * k + 1] = multiply(in_range(multiply(label, duration)), after_label);
+    }
+    return sum_of(terms);
+  };
+  const auto load = [&](int t, int u) {
+    ArcsOfBeta<T> arcs{kNone, kNone, {}};
+    if (!of.has_node(t, u)) return arcs;
+    arcs.blank = of.blank[of.cell(t, u)];
+    if (u < of.labels) arcs.label = of.label[of.cell(t, u)];
+    load_durations(t, u, 0, arcs);
+    return arcs;
+  };
+  run_fronts<-1>(of, load, [&](int t, int u, ArcsOfBeta<T> arcs) {
+    Extended<T> beta = sum_over_durations(t, u, 0, arcs);
+    for (int first = kGroup; first < durations.number; first += kGroup) {
+      load_durations(t, u, first, arcs);
+      beta = in_range(add(beta, sum_over_durations(t, u, first, arcs)));
+    }
+    of.beta[of.cell(t, u)] = beta;
+  });
 }
 
 // Even blocks have alphas, odd ones betas; without posteriors there are only alphas.
@@ -237,9 +340,7 @@ template <class T>
 cudaError_t launch_duration_lattice(const DurationLattice& p, cudaStream_t stream) {
   const bool with_posteriors = p.blank_posteriors != nullptr;
   const DurationLayout layout = duration_layout(p.frames, p.cells, with_posteriors);
-  // A front has no more cells than a frame, or than there are frames.
-  const int64_t widest = std::max<int64_t>(std::min(p.frames, p.cells), 1);
-  const int threads = int(std::min((widest + kWarp - 1) / kWarp * kWarp, kMostFrontThreads));
+  const int threads = int(std::min((p.cells + kWarp - 1) / kWarp * kWarp, kMostFrontThreads));
   if (!with_posteriors) {
     return launch(duration_fronts_kernel<T, false>, Grid{p.batch, threads}, stream, p, layout);
   }

@@ -25,7 +25,7 @@ from jax.test_util import check_grads
 
 import jax_rnnt
 
-DURATIONS = [(0, 1, 2, 3, 4), (1,), (0, 1), (0, 2, 5), (1, 3), (0, 62)]
+DURATIONS = [(0, 1, 2, 3, 4), (1,), (0, 1), (0, 2, 5), (1, 3), (0, 62), (0, 1, 2, 3, 4, 5, 7)]
 
 
 class Problem(NamedTuple):
@@ -147,7 +147,7 @@ def test_float64(implementation: str, durations: tuple[int, ...]) -> None:
     check(problem, implementation, 1e-12, options, rng.normal(size=10))
 
 
-@pytest.mark.parametrize("labels", [0, 1, 6, 7, 8, 14, 15, 16, 17, 30, 31, 32, 33, 64])
+@pytest.mark.parametrize("labels", [0, 1, 6, 7, 8, 14, 15, 16, 17, 30, 31, 32, 33, 64, 400])
 def test_widths(labels: int) -> None:
     """Native kernels at widths U + 1 around those of vectors, in both precisions."""
     for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-12)):
