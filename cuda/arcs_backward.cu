@@ -14,8 +14,9 @@ namespace {
 //   softmax: (b + l) p - b [blank] - l [label]
 //   none:    -b [blank] - l [label]
 //   hat:     l p' - l [label] over the other classes; l s - b (1 - s) for blank, s = sigmoid(x)
-// of which each element is clamped, then multiplied by the cotangent.
-template <class In>
+// of which each element is clamped, then multiplied by the cotangent. Without a clamp, scale and
+// weights are multiplied instead, which spares each element three instructions.
+template <class In, bool kClamped>
 struct RowGradient {
   using T = Accumulator<In>;
 
@@ -30,7 +31,7 @@ struct RowGradient {
     return scale * exp_nonpositive(x - denominator);
   }
   __device__ __forceinline__ T weighted(T unit) const {
-    return fmin(fmax(unit, -clamp), clamp) * cotangent;
+    return kClamped ? fmin(fmax(unit, -clamp), clamp) * cotangent : unit;
   }
 };
 
@@ -42,7 +43,8 @@ struct ArcGradient {
   T blank, label;
   int blank_id, label_id;
 
-  __device__ __forceinline__ explicit ArcGradient(const RowGradient<In>& of)
+  template <bool kClamped>
+  __device__ __forceinline__ explicit ArcGradient(const RowGradient<In, kClamped>& of)
       : blank_id(of.blank_id), label_id(of.label_id) {
     // Without scale the denominator may be anything.
     const auto softmax = [&](T x) { return of.scale == 0 ? T(0) : of.softmax(x); };
@@ -71,10 +73,11 @@ struct ArcGradient {
 };
 
 // Writes the gradient of the classes that were loaded, from vector `begin` of the row on.
-template <class In, class Out, int kGroup>
+template <class In, class Out, int kGroup, bool kClamped>
 __device__ __forceinline__ void write(Out* gradient, const Loaded<In, kGroup>& loaded,
                                       const RowParts<In>& parts, int begin, int lane,
-                                      const RowGradient<In>& of, const ArcGradient<In>& arcs) {
+                                      const RowGradient<In, kClamped>& of,
+                                      const ArcGradient<In>& arcs) {
   using T = Accumulator<In>;
   Out* to = gradient + parts.class_of_vector(begin + lane);
 #pragma unroll
@@ -98,9 +101,9 @@ __device__ __forceinline__ void write(Out* gradient, const Loaded<In, kGroup>& l
 }
 
 // This lane's share of a row.
-template <int kGroup, class In, class Out>
+template <int kGroup, class In, class Out, bool kClamped>
 __device__ __forceinline__ void write_row(const In* row, Out* gradient, int classes, int lane,
-                                          const RowGradient<In>& of) {
+                                          const RowGradient<In, kClamped>& of) {
   const RowParts<In> parts(row, classes);
   const int in_steps = vectors_in_steps<kGroup>(parts.vectors);
   Loaded<In, kGroup> loaded;
@@ -114,9 +117,9 @@ __device__ __forceinline__ void write_row(const In* row, Out* gradient, int clas
 }
 
 // The same for rows that the softmax has no share in: they are not read.
-template <int kGroup, class In, class Out>
+template <int kGroup, class In, class Out, bool kClamped>
 __device__ __forceinline__ void write_arcs(Out* gradient, int classes, int lane,
-                                           const RowGradient<In>& of) {
+                                           const RowGradient<In, kClamped>& of) {
   using T = Accumulator<In>;
   const RowParts<Out> parts(gradient, classes);
   const ArcGradient<In> arcs(of);
@@ -134,7 +137,7 @@ __device__ __forceinline__ void write_arcs(Out* gradient, int classes, int lane,
   }
 }
 
-template <class In, class Out, int kGroup>
+template <class In, class Out, int kGroup, bool kClamped>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
     arcs_backward_kernel(const ArcsBackward p, const Rows rows, const Accumulator<In> clamp) {
   using T = Accumulator<In>;
@@ -152,7 +155,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   // Without weight there is no label here, but padding, which may well equal blank.
   const bool has_label = label != 0 && 0 <= label_id && label_id < p.classes;
 
-  RowGradient<In> of;
+  RowGradient<In, kClamped> of;
   of.hat = p.normalization == Normalization::kHat;
   of.scale = p.normalization == Normalization::kNone ? T(0) : of.hat ? label : blank + label;
   of.denominator = static_cast<const T*>(p.denominators)[index];
@@ -162,6 +165,11 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   of.label_id = has_label ? label_id : -1;
   of.clamp = clamp;
   of.cotangent = static_cast<const T*>(p.cotangents)[cell.batch];
+  if (!kClamped && !dead) {  // not 0 * NaN
+    of.scale *= of.cotangent;
+    of.blank_weight *= of.cotangent;
+    of.label_weight *= of.cotangent;
+  }
   narrow(T(0), of.blank_score);
   of.label_score = of.blank_score;
   if (of.scale != 0 || (of.hat && !dead)) of.blank_score = row[p.blank_id];
@@ -175,6 +183,23 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
   }
 }
 
+template <class In, class Out, bool kClamped>
+cudaError_t launch_kernel(const ArcsBackward& p, cudaStream_t stream) {
+  const Rows rows(p.batch, p.frames, p.cells);
+  // Neighbouring lanes fill sectors, which the second-level cache takes one at a time.
+  const int group = max(2, group_size<In>(p.classes));
+  const auto launch_one = [&](auto kernel) {
+    const Grid grid{blocks_for_rows(rows.count, group), kRowThreads};
+    return launch(kernel, grid, stream, p, rows, Accumulator<In>(p.clamp));
+  };
+  switch (group) {
+    case 2: return launch_one(arcs_backward_kernel<In, Out, 2, kClamped>);
+    case 4: return launch_one(arcs_backward_kernel<In, Out, 4, kClamped>);
+    case 8: return launch_one(arcs_backward_kernel<In, Out, 8, kClamped>);
+    default: return launch_one(arcs_backward_kernel<In, Out, kWarp, kClamped>);
+  }
+}
+
 template <class In, class Out = In>
 cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
   // In elements, of how far each lies behind a vector of the logits.
@@ -185,18 +210,8 @@ cudaError_t launch_arcs_backward(const ArcsBackward& p, cudaStream_t stream) {
       misalignment(p.logits, sizeof(In)) != misalignment(p.gradient, sizeof(Out))) {
     return cudaErrorInvalidValue;
   }
-  using T = Accumulator<In>;
-  const Rows rows(p.batch, p.frames, p.cells);
-  const T clamp = p.clamp > 0 ? T(p.clamp) : Constants<T>::kInfinity;
-  // Neighbouring lanes fill sectors, which the second-level cache takes one at a time.
-  const int group = max(2, group_size<In>(p.classes));
-  const Grid grid{blocks_for_rows(rows.count, group), kRowThreads};
-  switch (group) {
-    case 2: return launch(arcs_backward_kernel<In, Out, 2>, grid, stream, p, rows, clamp);
-    case 4: return launch(arcs_backward_kernel<In, Out, 4>, grid, stream, p, rows, clamp);
-    case 8: return launch(arcs_backward_kernel<In, Out, 8>, grid, stream, p, rows, clamp);
-    default: return launch(arcs_backward_kernel<In, Out, kWarp>, grid, stream, p, rows, clamp);
-  }
+  return p.clamp > 0 ? launch_kernel<In, Out, true>(p, stream)
+                     : launch_kernel<In, Out, false>(p, stream);
 }
 
 }  // namespace
