@@ -153,6 +153,13 @@ def _losses() -> list[Case]:
             partial(of_loss, loss=workloads.tdt, reads_twice=True),
             BOTH,
         ),
+        Case(
+            "rnnt_loss_multi_blank",
+            "TDT",
+            replace(TDT, kind="logits"),
+            partial(of_loss, loss=workloads.multi_blank, reads_twice=True),
+            BOTH,
+        ),
         *simple,
         case(
             "rnnt_loss_smoothed",

@@ -112,6 +112,19 @@ def tdt(problem: Problem, x: Operands, labels: jax.Array, impl: Implementation) 
     )
 
 
+def multi_blank(
+    problem: Problem, x: Operands, labels: jax.Array, impl: Implementation
+) -> jax.Array:
+    return jax_rnnt.rnnt_loss_multi_blank(
+        x["logits"],
+        jnp.minimum(labels, problem.V - 4),  # the last three classes are the big blanks
+        big_blank_ids=(-1, -2, -3),
+        big_blank_durations=(2, 4, 8),
+        implementation=impl,
+        reduction="sum",
+    )
+
+
 def simple(problem: Problem, x: Operands, labels: jax.Array, impl: Implementation) -> jax.Array:
     return jax_rnnt.rnnt_loss_simple(x["am"], x["lm"], labels, implementation=impl, reduction="sum")
 

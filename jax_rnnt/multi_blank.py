@@ -168,9 +168,17 @@ def _loss_bwd(options, residuals, cotangents):
     gradient = arcs_bwd(options.arcs, *operands, may_overwrite_logits=False)
     operands = align_varying_axes(weights, blanks, of_blanks, cotangents)
     columns = _blank_columns(options, *operands).astype(gradient.dtype)
+    dtype = gradient.dtype
+    # On a CPU, XLA makes float32 of all 16-bit numbers in whose array it writes, but of integers.
+    # The derivative of the pure-JAX gradient goes through here, and needs it as it is.
+    as_bits = dtype.itemsize == 2 and options.arcs.implementation != "xla"
+    if as_bits:
+        gradient, columns = (lax.bitcast_convert_type(x, jnp.uint16) for x in (gradient, columns))
     for i, blank in enumerate(options.blank_ids):
         column = columns[..., i, :, :, None]
         gradient = lax.dynamic_update_slice_in_dim(gradient, column, blank, axis=-1)
+    if as_bits:
+        gradient = lax.bitcast_convert_type(gradient, dtype)
     return gradient, None, None, None
 
 
