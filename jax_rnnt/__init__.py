@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from . import compat
 from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
+from .arcs_from_logits import rnnt_arcs
 from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
 from .checking import check_inputs, check_inputs_packed, check_inputs_pruned
 from .decoding import Decoded, greedy_decode
@@ -59,6 +60,7 @@ __all__ = [
     "rnnt_align_packed_from_arcs",
     "rnnt_align_pruned",
     "rnnt_align_simple",
+    "rnnt_arcs",
     "rnnt_best_labels",
     "rnnt_best_labels_packed",
     "rnnt_best_labels_simple",

@@ -71,6 +71,11 @@ CASES = {
         lambda x, **k: jax_rnnt.rnnt_loss(x, LABELS, **k), (ROWS,), (P(None, None, None, "model"),)
     ),
     "arcs": Case(jax_rnnt.rnnt_loss_from_arcs, (ROWS[:3],) * 2, (P("data", "model"),) * 2),
+    "arcs of logits": Case(
+        lambda x, **k: jax_rnnt.rnnt_loss_from_arcs(*jax_rnnt.rnnt_arcs(x, LABELS, **k), **k),
+        (ROWS,),
+        (BY_CLASS,),
+    ),
     "align": Case(score_of_best_path, (ROWS,), (BY_CLASS,)),
     "simple": Case(
         lambda am, lm, **k: jax_rnnt.rnnt_loss_simple(am, lm, LABELS, **k), HALVES, IN_HALVES
