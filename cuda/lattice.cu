@@ -6,21 +6,42 @@
 namespace jax_rnnt::cuda {
 namespace {
 
-// Zeros where no tile is drained: outside of the bounds, or everywhere. The two blocks of an
-// utterance take every other frame of its plane. (Packed rows are zero from the start.)
+// Zeros in the elements [begin, end) of both planes of posteriors of an utterance.
 template <class T>
-__device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bool inside_too,
-                                                 bool odd_frames) {
-  const Bounds bounds = p.bounds[b];
+__device__ __forceinline__ void clear(const Lattice& p, int64_t b, int64_t begin, int64_t end,
+                                      int thread, int threads) {
   T* blank = static_cast<T*>(p.blank_posteriors) + b * p.frames * p.cells;
   T* label = static_cast<T*>(p.label_posteriors) + b * p.frames * p.cells;
-  for (int64_t t = odd_frames; t < p.frames; t += 2) {
-    const bool frame_inside = !inside_too && bounds.frame_begin <= t && t < bounds.frame_end;
-    for (int64_t u = threadIdx.x; u < p.cells; u += blockDim.x) {
-      if (frame_inside && bounds.label_begin <= u && u <= bounds.label_end) continue;
-      blank[t * p.cells + u] = T(0);
-      label[t * p.cells + u] = T(0);
-    }
+#pragma unroll 1
+  for (int64_t i = begin + thread; i < end; i += threads) blank[i] = label[i] = T(0);
+}
+
+// Zeros where no tile is drained: outside of the bounds, which are valid and have a frame, or
+// everywhere. The two blocks of an utterance share the work, which a whole lattice has none of.
+// (Packed rows are zero from the start.)
+template <class T>
+__device__ __forceinline__ void clear_posteriors(const Lattice& p, int64_t b, bool inside_too,
+                                                 bool second_block) {
+  const int threads = int(blockDim.x);
+  const int thread = int(threadIdx.x) + (second_block ? threads : 0);
+  const int64_t plane = p.frames * p.cells;
+  // Asked for before anything else, it is not kept in a register while a block sweeps.
+  if (inside_too) {
+    if (!p.packed.used) clear<T>(p, b, 0, plane, thread, 2 * threads);
+    return;
+  }
+  if (p.packed.used) return;
+  // From the last cell inside one frame to the first inside the next, there is a gap of as many
+  // cells each time.
+  const Bounds bounds = p.bounds[b];
+  const int64_t behind = bounds.label_end + 1, gap = p.cells - behind + bounds.label_begin;
+  const int64_t last_frame = bounds.frame_end - 1;
+  clear<T>(p, b, 0, bounds.frame_begin * p.cells + bounds.label_begin, thread, 2 * threads);
+  clear<T>(p, b, last_frame * p.cells + behind, plane, thread, 2 * threads);
+  if (gap == 0) return;
+  for (int64_t t = bounds.frame_begin + thread / kWarp; t < last_frame; t += 2 * threads / kWarp) {
+    const int64_t begin = t * p.cells + behind;
+    clear<T>(p, b, begin, begin + gap, thread % kWarp, kWarp);
   }
 }
 
@@ -44,7 +65,7 @@ __global__ void __launch_bounds__(kMostSweepThreads<T, kPlan>, 1)
       static_cast<T*>(p.workspace) + p.first_workspace_element(b), p.stride(p.bounds[b]), forward,
       static_cast<T*>(p.log_likelihood) + b);
   if constexpr (kPass == Pass::kFromMiddle) {
-    if (!p.packed.used) clear_posteriors<T>(p, b, !finite, forward);
+    clear_posteriors<T>(p, b, !finite, forward);
   }
 }
 
