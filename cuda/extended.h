@@ -61,12 +61,13 @@ __device__ __forceinline__ Extended<T> add(Extended<T> x, Extended<T> y) {
   return {sum, sum == T(0) ? kDead<T> : top};
 }
 
-// exp(x) of an arc's log-probability. Forbidden arcs give 0; NaN and excessive ones a NaN mantissa.
+// exp(x) of an arc's log-probability. Forbidden arcs give 0, as do those that are not `live`,
+// whatever their x; NaN and excessive ones give a NaN mantissa.
 // Without branches: one arc's instructions fill the time that another's take.
 template <class T>
-__device__ __forceinline__ Extended<T> exp_extended(T x) {
+__device__ __forceinline__ Extended<T> exp_extended(T x, bool live = true) {
   using C = Constants<T>;
-  const bool forbidden = x < T(kForbidden), bad = !(x <= T(kExcessive));
+  const bool forbidden = !live || x < T(kForbidden), bad = !(x <= T(kExcessive));
   const T inside = min(max(x, T(kForbidden)), T(kExcessive));  // of NaN: kForbidden
   // The product with log2(e) in two parts: rounded once, it would be off by x 2^-24.
   const Exponent<T> n = round_of(inside * C::kLog2e);

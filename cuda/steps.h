@@ -39,15 +39,17 @@ struct SlotArcs {
         blank_lives(trellis.blank_lives(u)),
         label_lives(trellis.label_lives(label_slot)) {}
 
+  template <bool kAsStored>
   __device__ __forceinline__ Factors<T> factors(const Trellis<T>& trellis, const Arcs<T>* arcs,
                                                 int n) const {
     T blank = arcs->blank, label = arcs->label;
-    // A constrained label arc is l(t, u) + b(t, u + 1).
-    if (trellis.constrained) label += kForward ? blank : arcs[1].blank;
-    label += trellis.delay(trellis.frame_of(n, label_slot));
-    constexpr T kNone = -Constants<T>::kInfinity;
-    return {exp_extended(blank_lives.contains(n) ? blank : kNone),
-            exp_extended(label_lives.contains(n) ? label : kNone)};
+    if constexpr (!kAsStored) {
+      // A constrained label arc is l(t, u) + b(t, u + 1).
+      if (trellis.constrained) label += kForward ? blank : arcs[1].blank;
+      label += trellis.delay(trellis.frame_of(n, label_slot));
+    }
+    return {exp_extended(blank, blank_lives.contains(n)),
+            exp_extended(label, label_lives.contains(n))};
   }
 };
 
@@ -58,7 +60,7 @@ __device__ __forceinline__ void fill_factors(const Trellis<T>& trellis, int n, i
   for (int u = int(threadIdx.x); u < trellis.slots; u += int(blockDim.x)) {
     const SlotArcs<kForward, T> slot(trellis, u);
     for (int k = 0; k < count; ++k) {
-      factors[k * stride + u] = slot.factors(trellis, arcs + k * stride + u, n + k);
+      factors[k * stride + u] = slot.template factors<false>(trellis, arcs + k * stride + u, n + k);
     }
   }
 }
@@ -131,45 +133,53 @@ __device__ __forceinline__ Extended<T> of_lane(Extended<T> x, int lane) {
   return {__shfl_sync(kAllLanes, x.mantissa, lane), __shfl_sync(kAllLanes, x.exponent, lane)};
 }
 
-template <bool kForward, Pass kPass, bool kOneWarp, class T, bool kWound>
+// kAsStored: whether the trellis has labels_as_stored().
+template <bool kForward, Pass kPass, bool kOneWarp, bool kAsStored, class T, bool kWound>
 __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& trellis,
                                                     const Work<T>& work,
                                                     const Normaliser<T>& normaliser,
                                                     Rows<T>& rows) {
   constexpr int kDirection = kForward ? 1 : -1;
-  const Tile<T>& tile = work.tile;
   const bool has_slot = int(threadIdx.x) < trellis.slots;
   const int u = has_slot ? int(threadIdx.x) : trellis.slots - 1;  // others follow the last
   const int neighbour = kForward ? trellis.slot_before(u) : trellis.slot_after(u);
-  const auto factors_at = [&](int k, int n) {
+  const int first = kForward ? 0 : work.count - 1, step = kDirection * work.tile.stride;
+  const int element = first * work.tile.stride + u;
+  Arcs<T>* arcs = work.tile.arcs + element;
+  const Extended<T>* partner = work.tile.partner + element;
+  const Factors<T>* of_warp = work.factors + element;
+  int n = work.n0 + first;
+  const auto factors_here = [&] {
     if constexpr (kOneWarp) {
-      return work.factors[k * tile.stride + u];
+      return *of_warp;
     } else {
-      return SlotArcs<kForward, T>(trellis, u).factors(trellis, tile.arcs + k * tile.stride + u, n);
+      return SlotArcs<kForward, T>(trellis, u).template factors<kAsStored>(trellis, arcs, n);
     }
   };
-  int k = kForward ? 0 : work.count - 1;
   Extended<T>* stored = work.stored + u;
   Extended<T> node = rows.from[u];
   Factors<T> ahead{dead<T>(), dead<T>()};
-  if (kOneWarp || has_slot) ahead = factors_at(k, work.n0 + k);
-  // Constrained label arcs are read by two threads: both before one writes there, as in every step.
-  if (!kOneWarp && kPass == Pass::kFromMiddle && trellis.constrained) __syncthreads();
+  if (kOneWarp || has_slot) ahead = factors_here();
 #pragma unroll 2
   for (int j = 0; j < work.count; ++j) {
     const Factors<T> factors = ahead;
-    const int element = k * tile.stride + u;
-    // Behind the last one, any row that no thread writes now.
-    k = j + 1 < work.count ? k + kDirection : k ^ 1;
-    ahead = factors_at(k, work.n0 + k);
+    Arcs<T>* const here = arcs;
+    n += kDirection;
+    // Behind the last row, that one again, of which nothing comes.
+    if (j + 1 < work.count) {
+      arcs += step;
+      of_warp += step;
+    }
+    ahead = factors_here();
     const Reached<T> next(node, kOneWarp ? of_lane(node, neighbour) : rows.from[neighbour],
                           factors);
     node = next.sum;
+    Arcs<T> posteriors{};
     if constexpr (kPass == Pass::kFromMiddle) {
-      const Extended<T> partner = tile.partner[element];
-      node = next.node_with(partner);
-      const Arcs<T> posteriors = next.posteriors(partner, normaliser);
-      if (has_slot) tile.arcs[element] = posteriors;
+      const Extended<T> of_partner = *partner;
+      partner += step;
+      node = next.node_with(of_partner);
+      posteriors = next.posteriors(of_partner, normaliser);
     }
     if constexpr (kPass == Pass::kTowardsMiddle) {
       if (has_slot) *stored = node;
@@ -179,6 +189,10 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
       if (has_slot) rows.to[u] = node;
       __syncthreads();
       rows.turn();
+    }
+    // Behind the barrier: constrained arcs are read by two threads, both before one writes there.
+    if constexpr (kPass == Pass::kFromMiddle) {
+      if (has_slot) *here = posteriors;
     }
   }
   if constexpr (kOneWarp) {
@@ -227,8 +241,14 @@ __device__ __forceinline__ void take_steps_in_strips(const Trellis<T, kWound>& t
 template <bool kForward, Pass kPass, Plan kPlan, class T, bool kWound>
 __device__ __forceinline__ void take_steps(const Trellis<T, kWound>& trellis, const Work<T>& work,
                                            const Normaliser<T>& normaliser, Rows<T>& rows) {
-  if constexpr (kPlan == Plan::kSlots || kPlan == Plan::kWarp) {
-    take_steps_of_slots<kForward, kPass, kPlan == Plan::kWarp>(trellis, work, normaliser, rows);
+  if constexpr (kPlan == Plan::kWarp) {
+    take_steps_of_slots<kForward, kPass, true, true>(trellis, work, normaliser, rows);
+  } else if constexpr (kPlan == Plan::kSlots) {
+    if (trellis.labels_as_stored()) {
+      take_steps_of_slots<kForward, kPass, false, true>(trellis, work, normaliser, rows);
+    } else {
+      take_steps_of_slots<kForward, kPass, false, false>(trellis, work, normaliser, rows);
+    }
   } else {
     take_steps_in_strips<kForward, kPass>(trellis, work, normaliser, rows);
   }

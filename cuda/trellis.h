@@ -53,6 +53,10 @@ struct Trellis {
   __device__ __forceinline__ int slot_after(int u) const {
     return kWound && u == slots - 1 ? 0 : u + 1;
   }
+  // Whether label arcs are what their plane has, with nothing added.
+  __device__ __forceinline__ bool labels_as_stored() const {
+    return !constrained && delay_penalty == T(0);
+  }
   __device__ __forceinline__ T delay(int t) const { return delay_penalty * (delay_center - T(t)); }
 };
 
