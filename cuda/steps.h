@@ -133,7 +133,7 @@ __device__ __forceinline__ Extended<T> of_lane(Extended<T> x, int lane) {
   return {__shfl_sync(kAllLanes, x.mantissa, lane), __shfl_sync(kAllLanes, x.exponent, lane)};
 }
 
-// kAsStored: whether the trellis has labels_as_stored().
+// kAsStored: what trellis.labels_as_stored() says.
 template <bool kForward, Pass kPass, bool kOneWarp, bool kAsStored, class T, bool kWound>
 __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& trellis,
                                                     const Work<T>& work,
@@ -160,6 +160,7 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
   Extended<T> node = rows.from[u];
   Factors<T> ahead{dead<T>(), dead<T>()};
   if (kOneWarp || has_slot) ahead = factors_here();
+  Extended<T> beside = rows.from[neighbour];  // of a block
 #pragma unroll 2
   for (int j = 0; j < work.count; ++j) {
     const Factors<T> factors = ahead;
@@ -171,8 +172,7 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
       of_warp += step;
     }
     ahead = factors_here();
-    const Reached<T> next(node, kOneWarp ? of_lane(node, neighbour) : rows.from[neighbour],
-                          factors);
+    const Reached<T> next(node, kOneWarp ? of_lane(node, neighbour) : beside, factors);
     node = next.sum;
     Arcs<T> posteriors{};
     if constexpr (kPass == Pass::kFromMiddle) {
@@ -189,6 +189,8 @@ __device__ __forceinline__ void take_steps_of_slots(const Trellis<T, kWound>& tr
       if (has_slot) rows.to[u] = node;
       __syncthreads();
       rows.turn();
+      // Ahead of all that does not wait for it. After the last step, others may write there.
+      if (j + 1 < work.count) beside = rows.from[neighbour];
     }
     // Behind the barrier: constrained arcs are read by two threads, both before one writes there.
     if constexpr (kPass == Pass::kFromMiddle) {
