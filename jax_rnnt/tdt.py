@@ -111,6 +111,11 @@ def rnnt_loss_tdt(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; also for `duration_logits` of
         another shape than `logits`, up to the last dimension, and for bad `durations`.
     """
+    # First what tells that scores of tokens and of durations are in one array.
+    logits = validation.float_scores("logits", logits)
+    validation.sizes_of("logits", logits.shape, 3)
+    durations = validation_durations.increasing_durations(durations)
+    duration_logits = validation_durations.duration_scores(duration_logits, logits, len(durations))
     utterances = Utterances(
         labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
@@ -123,14 +128,12 @@ def rnnt_loss_tdt(
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
         check,
     )
-    durations = validation_durations.increasing_durations(durations)
     options = _Options(
         durations,
         validation.finite_number("sigma", sigma, minimum=0.0),
         arcs_options,
         lattice_options,
     )
-    duration_logits = validation_durations.duration_scores(duration_logits, logits, len(durations))
     reduction = validation.reduction_of(reduction)
     return _rnnt_loss_tdt(logits, duration_logits, utterances, options, reduction)
 

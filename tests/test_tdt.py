@@ -386,7 +386,12 @@ def test_memory() -> None:
         ({"sigma": -0.1}, ValueError, "sigma is -0.1; expected a finite number >= 0"),
         ({"duration_logits": np.zeros((2, 3, 3, 3), int)}, TypeError, "duration_logits has dtype"),
         ({"duration_logits": np.zeros((2, 3, 2, 3))}, ValueError, "duration_logits has shape"),
-        ({"logits": np.zeros((3, 3))}, ValueError, "logits has shape"),
+        ({"logits": np.zeros((3, 3))}, ValueError, "^logits has shape"),
+        (  # both scores in one array
+            {"duration_logits": np.ones((2, 2), np.int32), "labels": np.array([3, 3])},
+            TypeError,
+            "duration_logits has dtype int32",
+        ),
         ({"labels": np.zeros((2, 2), int)}, ValueError, "labels other than blank"),
         ({"logit_lengths": np.array([4, 3])}, ValueError, "logit_lengths"),
         ({"implementation": "cuda"}, ValueError, "implementation"),
