@@ -16,11 +16,16 @@ from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
-from .lattice import duration_lattice, duration_lattice_score, gradient_weights
+from .lattice import (
+    duration_lattice,
+    duration_lattice_score,
+    gradient_weights,
+    softmax_gradient,
+)
 from .lattice_reference import with_delay_penalty
 from .losses import checked_logits
 from .reduction import negative, reduce_losses
-from .types import ArcsOptions, Array, Implementation, LatticeOptions, Posteriors, Reduction
+from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,15 @@ def _loss_bwd(options, residuals, cotangents):
     # the blanks' log-probabilities twice, for which it would make a copy of overwritten logits.
     gradient = arcs_bwd(options.arcs, *operands, may_overwrite_logits=False)
     operands = align_varying_axes(weights, blanks, of_blanks, cotangents)
-    columns = _blank_columns(options, *operands).astype(gradient.dtype)
+    columns = softmax_gradient(*operands, clamp=options.arcs.clamp)
+    return _with_columns(options, gradient, columns.astype(gradient.dtype)), None, None, None
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _with_columns(options: _Options, gradient: jax.Array, columns: jax.Array) -> jax.Array:
+    """The gradient by the logits, with `columns` `(*batch, K, T, U+1)` for the blanks' classes."""
     dtype = gradient.dtype
     # On a CPU, XLA makes float32 of all 16-bit numbers in whose array it writes, but of integers.
     # The derivative of the pure-JAX gradient goes through here, and needs it as it is.
@@ -177,12 +190,7 @@ def _loss_bwd(options, residuals, cotangents):
     for i, blank in enumerate(options.blank_ids):
         column = columns[..., i, :, :, None]
         gradient = lax.dynamic_update_slice_in_dim(gradient, column, blank, axis=-1)
-    if as_bits:
-        gradient = lax.bitcast_convert_type(gradient, dtype)
-    return gradient, None, None, None
-
-
-_loss.defvjp(_loss_fwd, _loss_bwd)
+    return lax.bitcast_convert_type(gradient, dtype) if as_bits else gradient
 
 
 def _log_probs(
@@ -209,19 +217,3 @@ def _factors(options: _Options, blanks: jax.Array, label: jax.Array) -> tuple[ja
     ones = jnp.zeros_like(label)
     durations = jnp.concatenate([ones[..., None, :, :], blanks - options.sigma], axis=-3)
     return ones, label - options.sigma, durations
-
-
-def _blank_columns(
-    options: _Options,
-    weights: Posteriors,
-    log_probs: jax.Array,
-    of_blanks: jax.Array,
-    cotangents: jax.Array,
-) -> jax.Array:
-    """Of the gradient by the logits, the blanks' classes, `(*batch, K, T, U+1)`."""
-    total = (weights.blank + weights.label)[..., None, :, :]
-    active = total != 0
-    unit = total * jnp.exp(jnp.where(active, log_probs, 0)) - of_blanks
-    if options.arcs.clamp is not None:
-        unit = jnp.clip(unit, -options.arcs.clamp, options.arcs.clamp)
-    return jnp.where(active, cotangents[..., None, None, None] * unit, 0)

@@ -15,7 +15,12 @@ from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, cells_inside, labels_and_bounds
 from .label_windows import label_mask, only_allowed
-from .lattice import duration_lattice, duration_lattice_score, gradient_weights
+from .lattice import (
+    duration_lattice,
+    duration_lattice_score,
+    gradient_weights,
+    softmax_gradient,
+)
 from .lattice_reference import with_delay_penalty
 from .losses import checked_logits
 from .numerics import accumulator_dtype, log_denominator, log_ratio
@@ -25,7 +30,6 @@ from .types import (
     Array,
     Implementation,
     LatticeOptions,
-    Posteriors,
     Reduction,
 )
 
@@ -183,9 +187,9 @@ def _loss_bwd(options, residuals, cotangents):
     weights = gradient_weights(options.lattice, posteriors)
     operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
     d_logits = arcs_bwd(options.arcs, *operands)
-    operands = align_varying_axes(log_probs, of_durations, posteriors, cotangents)
-    d_duration_logits = _duration_gradient(*operands)
-    return d_logits, d_duration_logits.astype(no_durations.dtype), None, None, None
+    operands = align_varying_axes(posteriors, log_probs, of_durations, cotangents)
+    d_durations = jnp.moveaxis(softmax_gradient(*operands), -3, -1)
+    return d_logits, d_durations.astype(no_durations.dtype), None, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
@@ -211,17 +215,3 @@ def _log_probs(
     denominator = (x[..., None] for x in log_denominator(scores))
     duration = jnp.moveaxis(log_ratio(scores, *denominator), -1, -3)
     return _Arcs(blank, label, duration), denominators
-
-
-def _duration_gradient(
-    log_probs: jax.Array,
-    of_durations: jax.Array,
-    posteriors: Posteriors,
-    cotangents: jax.Array,
-) -> jax.Array:
-    """Of the loss by the duration logits, `(*batch, T, U+1, D)`."""
-    total = (posteriors.blank + posteriors.label)[..., None, :, :]
-    active = total != 0
-    unit = total * jnp.exp(jnp.where(active, log_probs, 0)) - of_durations
-    gradient = jnp.where(active, cotangents[..., None, None, None] * unit, 0)
-    return jnp.moveaxis(gradient, -3, -1)
