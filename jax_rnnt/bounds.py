@@ -61,6 +61,11 @@ def clip_to_int32(array: Any) -> Any:
     return bounded.astype(jnp.int32)
 
 
+def not_wrapped(array: Any) -> Any:
+    """Integers as `clip_to_int32` makes them, other numbers as they are."""
+    return clip_to_int32(array) if jnp.issubdtype(array.dtype, jnp.integer) else array
+
+
 def for_tracing(utterances: Utterances) -> Utterances:
     """With NumPy integers clipped to int32: JAX wraps them around if 64-bit types are off."""
     return jax.tree.map(

@@ -96,7 +96,8 @@ def greedy_decode(
     bound = validation.whole_number("max_labels_per_frame", max_labels_per_frame, minimum=1)
     if max_labels is None:
         max_labels = T * bound
-    capacity = validation.whole_number("max_labels", max_labels, minimum=0)
+    capacity = validation_decoding.int32_count("max_labels", max_labels)
+    bound = min(bound, max(capacity, 1))  # no frame has more
     state = jax.tree.map(jnp.asarray, initial_state)
     if durations is not None:
         durations = validation_durations.increasing_durations(durations)

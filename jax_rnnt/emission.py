@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from . import validation, validation_pruning
 from ._native.jax_versions import with_batch_sharding_of
+from .bounds import not_wrapped
 from .numerics import accumulator_dtype, axis_index
 from .types import Array, Posteriors
 
@@ -70,7 +71,7 @@ def _frames_of(name: str, value: Any) -> jax.Array:
     array = validation.as_array(name, value)
     if not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers or floating point.")
-    return jnp.asarray(array)
+    return jnp.asarray(not_wrapped(array))
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import validation
+from .bounds import not_wrapped
 from .types import Array
 
 
@@ -35,7 +36,7 @@ def lengths_from_paddings(paddings: Array, *, check: bool = True) -> jax.Array:
         raise ValueError("paddings has shape (); expected (*batch, N), at least 1 dimension.")
     if validation.static_bool("check", check):
         _check_known_paddings(array)
-    mask = jnp.asarray(array)
+    mask = jnp.asarray(not_wrapped(array))
     padded = mask != 0
     lengths = array.shape[-1] - jnp.sum(padded, axis=-1, dtype=jnp.int32)
     resumed = jnp.any(padded[..., :-1] & ~padded[..., 1:], axis=-1)

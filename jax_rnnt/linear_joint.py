@@ -110,6 +110,12 @@ def _checked(
     if "kernel" not in params:
         raise TypeError(f"params has the keys {list(params)}; expected {letters}.")
     kernel, bias = params["kernel"], params.get("bias")
+    for name, value in (("kernel", kernel), ("bias", bias)):
+        if value is not None and not hasattr(value, "shape"):
+            raise TypeError(
+                f"params[{name!r}] is a {type(value).__name__}; expected an array. Convert with "
+                "jnp.asarray."
+            )
     D = encoder_rows[-1]
     if predictor_rows[-1] != D:
         raise ValueError(

@@ -312,7 +312,7 @@ def _mass_and_moment(
         there = (t < frames[:, None]) & (u < widths - 1)
         rows = jnp.where(there, layout.offsets[:, None] + t * widths + u, 0)
         p = jnp.where(there, label[rows], 0)
-        return sums[0] + p, sums[1] + t.astype(p.dtype) * p
+        return sums[0] + p, sums[1] + jnp.asarray(t, p.dtype) * p
 
     zeros = jnp.where(u < widths, 0, 0).astype(label.dtype)  # vary along the mesh as operands do
     return lax.fori_loop(0, jnp.max(frames), step, (zeros, zeros))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from . import validation
 
+_INT32_MAX = 2**31 - 1
+
 
 def encoder_rows(encoder_out: Any) -> jax.Array:
     """`(*batch, T, D1)` floating point."""
@@ -20,6 +22,14 @@ def encoder_rows(encoder_out: Any) -> jax.Array:
             "dimensions."
         )
     return encoder
+
+
+def int32_count(name: str, value: Any) -> int:
+    """A static integer from 0 to the largest of int32."""
+    number = validation.whole_number(name, value, minimum=0)
+    if number > _INT32_MAX:
+        raise ValueError(f"{name} is {number}; expected {name} <= {_INT32_MAX}.")
+    return number
 
 
 def check_functions(
@@ -78,8 +88,7 @@ def check_functions(
     blank = validation.blank_class(blank_id, scores.shape[-1])
     if start_label is None:
         return blank, blank, scores.shape[-1]
-    start = validation.whole_number("start_label", start_label, minimum=0)
-    return blank, start, scores.shape[-1]
+    return blank, int32_count("start_label", start_label), scores.shape[-1]
 
 
 def _check_scores(scores: Any, name: str, batch: tuple[int, ...], size: int | None) -> None:

@@ -319,3 +319,47 @@ def test_impossible_and_vmap() -> None:
     assert np.isinf(one).all() and not np.any(grad)
     wanted = np.delete(this.oracle("modified", boundary)[0], 1)
     close(jax.jit(loss)(logits, boundary)[np.array([0, 2, 3])], wanted)
+
+
+def test_out_of_range() -> None:
+    """Symbols and ranges that are out of range are NaN in `(px, py)`, and nowhere else."""
+    rng = np.random.default_rng(8)
+    am, lm = jnp.asarray(rng.normal(size=(2, 4, 5))), jnp.asarray(rng.normal(size=(2, 3, 5)))
+    symbols = np.array([[1, 99], [-3, 4]])
+    for found, wanted in (
+        (fast_rnnt.get_rnnt_logprobs(lm, am, symbols, 0)[0], [[False, True], [True, False]]),
+        (fast_rnnt.get_rnnt_logprobs(lm, am, symbols, 0)[1], [[False] * 3] * 2),
+    ):
+        nan = np.isnan(found[..., :4])  # px has a frame more
+        assert (nan.all(-1) == np.array(wanted)).all() and (nan.any(-1) == np.array(wanted)).all()
+    logits, symbols = jnp.asarray(rng.normal(size=(2, 4, 2, 5))), np.array([[1, 2], [3, 4]])
+    ranges = np.tile(np.arange(2), (2, 4, 1))
+    ranges[1, 2] += 97
+    px, py = fast_rnnt.get_rnnt_logprobs_pruned(logits, symbols, ranges, 0)
+    bad = np.zeros((2, 4), bool)
+    bad[1, 2] = True
+    assert (np.isnan(py).all(1) == bad).all() and (np.isnan(py).any(1) == bad).all()
+    assert (np.isnan(px[..., :4]).all(1) == bad).all()
+    for change in (symbols[:1], symbols.astype(float), np.ones((3, 2), int)):
+        with pytest.raises((TypeError, ValueError), match=r"^symbols has"):
+            fast_rnnt.get_rnnt_logprobs_pruned(logits, change, ranges, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda z: fast_rnnt.rnnt_loss_simple(z[0, 0], z[0, 0], [1], 0), r"am has .* \(B, T, C\)"),
+        (lambda z: fast_rnnt.get_rnnt_logprobs(z[0, 0], z[0, 0], [1], 0), r"am has .* \(B, T, C\)"),
+        (lambda z: fast_rnnt.rnnt_loss(z[0], [1], 0), r"logits has .* \(B, T, S\+1, C\)"),
+        (lambda z: fast_rnnt.get_rnnt_logprobs_joint(z[0], [1], 0), r"logits has .*S\+1, C\)"),
+        (lambda z: fast_rnnt.rnnt_loss_pruned(z[0], [1], [1], 0), r"logits has .*s_range, C\)"),
+        (
+            lambda z: fast_rnnt.get_rnnt_logprobs_pruned(z[0], [1], [1], 0),
+            r"logits has .*s_range, C\)",
+        ),
+    ],
+)
+def test_dimensions(call: Any, message: str) -> None:
+    """One batch dimension, neither less nor more."""
+    with pytest.raises(ValueError, match=message):
+        call(jnp.zeros((2, 3, 3, 5)))

@@ -176,3 +176,20 @@ def test_warp_rnnt_large_label(ordinary_jax: None) -> None:
     targets[0] += 2**32
     with pytest.raises(ValueError, match=r"labels\[0, 0\] is .*expected 0 <= label"):
         warp_rnnt.rnnt_loss(x, targets, FRAMES, LABELS, compact=True)
+
+
+def test_warp_rnnt_compact_without_enough_labels() -> None:
+    """NaN inside `jit` for the utterance whose labels are missing, and an error outside."""
+    log_probs = jax.nn.log_softmax(jnp.asarray(np.random.default_rng(7).normal(size=(18, 5))))
+    lengths = np.array([4, 3]), np.array([2, 1])
+
+    def loss(labels: Any, *lengths: Any) -> jax.Array:
+        return warp_rnnt.rnnt_loss(log_probs, labels, *lengths, compact=True)
+
+    whole = jax.jit(loss)(np.array([1, 2, 3]), *lengths)
+    for labels in (np.array([1, 2]), np.zeros(0, np.int32)):
+        found = jax.jit(loss)(labels, *lengths)
+        assert np.isnan(found[1])
+        assert len(labels) == 0 or found[0] == whole[0]
+    with pytest.raises(ValueError, match="labels"):
+        loss(np.array([1, 2]), *lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -244,6 +245,11 @@ def test_bad_input() -> None:
     fails(ValueError, r"logit_lengths\[0\] is 7; expected 0 <=", logit_lengths=np.full(B, 7))
     fails(ValueError, "max_labels_per_frame is 0; expected", max_labels_per_frame=0)
     fails(ValueError, "max_labels is -1; expected", max_labels=-1)
+    fails(ValueError, "max_labels is 2147483648; expected max_labels <= 2147", max_labels=2**31)
+    fails(ValueError, "start_label is 2147483648; expected start_label <=", start_label=2**31)
+    unbounded = model.decode(max_labels=T, max_labels_per_frame=sys.maxsize)
+    bounded = model.decode(max_labels=T, max_labels_per_frame=T)
+    jax.tree.map(np.testing.assert_array_equal, unbounded, bounded)
     fails(TypeError, "start_label is 1.5; expected", start_label=1.5)
     fails(ValueError, "blank_id is 5; expected", blank_id=5)
     fails(ValueError, r"initial_state has an array of shape \(3,\)", initial_state=model.state(3))

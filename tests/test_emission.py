@@ -108,3 +108,20 @@ def test_bad_arguments() -> None:
         jax_rnnt.mean_emission_delay(frames, frames, reduction="sum")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"expected Posteriors\(blank, label\)"):
         jax_rnnt.expected_emission_frames(frames)  # type: ignore[arg-type]
+
+
+def test_large_integers(ordinary_jax: None) -> None:
+    """Frames that are no int32, as markers for no label, do not wrap around; nor do paddings."""
+    frames = np.array([[5, np.iinfo(np.int64).min], [5, -(2**32)]])
+    found = jax_rnnt.mean_emission_delay(frames, np.array([[3, 1], [3, 1]]), reduction="none")
+    np.testing.assert_allclose(found, 2)
+    assert jax_rnnt.lengths_from_paddings(np.array([[0, 2**32]]), check=False)[0] == -1
+
+
+def test_packed_without_jit() -> None:
+    plane = jnp.full(12, 0.25)
+    with jax.disable_jit():
+        found = jax_rnnt.expected_emission_frames_packed(
+            Posteriors(plane, plane), np.array([4]), np.array([2]), max_labels=2
+        )
+    np.testing.assert_allclose(found, [[1.5, 1.5]])

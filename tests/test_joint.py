@@ -350,6 +350,7 @@ def test_linear_joint_classes(classes: int, bias: Any, normalization: Any) -> No
     ("params", "error", "message"),
     [
         (np.ones((3, 5)), TypeError, "params is a .*; expected a mapping with 'kernel'"),
+        ({"kernel": [[1.0]]}, TypeError, r"params\['kernel'\] is a list; expected an array"),
         ({"weight": np.ones((3, 5))}, TypeError, r"params has the keys \['weight'\]"),
         ({"kernel": np.ones((2, 5))}, ValueError, r"\['kernel'\] has shape \(2, 5\).*D = 3"),
         (
@@ -359,7 +360,7 @@ def test_linear_joint_classes(classes: int, bias: Any, normalization: Any) -> No
         ),
         ({"kernel": np.ones((4, 5))}, ValueError, "predictor_out has 3 features and encoder_out 4"),
     ],
-    ids=["array", "keys", "kernel", "bias", "features"],
+    ids=["array", "list", "keys", "kernel", "bias", "features"],
 )
 def test_bad_parameters_of_linear_joint(params: Any, error: type[Exception], message: str) -> None:
     features = 4 if "features" in message else 3

@@ -20,7 +20,7 @@ from ..factored_arcs import factored_arcs_bwd, factored_arcs_fwd
 from ..label_windows import labels_at
 from ..smoothed_arcs import smoothed_arcs_bwd, smoothed_arcs_fwd
 from ..types import ArcsOptions, Array, Normalization, Smoothing, Topology
-from ._px_py import Arcs, PxPy, all_arcs, columns, px_py
+from ._px_py import Arcs, PxPy, all_arcs, columns, one_batch_dimension, px_py
 
 
 def get_rnnt_logprobs(
@@ -81,6 +81,7 @@ def _factored_px_py(
     boundary: Any,
 ) -> PxPy:
     am, lm, sizes = validation_factored.factored_scores(am, lm)
+    one_batch_dimension("am", am.shape, "(B, T, C)")
     return _px_py_of(arcs, (am, lm), sizes, symbols, termination_symbol, rnnt_type, boundary)
 
 
@@ -93,6 +94,7 @@ def get_rnnt_logprobs_joint(
 ) -> PxPy:
     """`(px, py)` of logits `(B, T, S+1, C)`."""
     logits = validation.float_scores("logits", logits)
+    one_batch_dimension("logits", logits.shape, "(B, T, S+1, C)")
     sizes = validation.sizes_of("logits", logits.shape, 3)
     return _px_py_of(
         _dense_arcs, (logits,), sizes, symbols, termination_symbol, rnnt_type, boundary
@@ -133,9 +135,14 @@ def _pruned_px_py(
     normalization: Normalization = "softmax",
 ) -> PxPy:
     logits = validation.float_scores("logits", logits)
+    one_batch_dimension("logits", logits.shape, "(B, T, s_range, C)")
     sizes, ranges = validation_pruning.band_sizes(logits.shape, symbols, ranges)
     (B, T, S), W = ranges.shape, sizes.U + 1
-    starts = jnp.clip(jnp.asarray(clip_to_int32(ranges[..., :1])), 0, W - S)
+    symbols = validation.integer_argument(
+        "symbols", validation.as_array("symbols", symbols), (B, sizes.U), "(B, S)"
+    )
+    given = jnp.asarray(clip_to_int32(ranges[..., :1]))
+    starts = jnp.clip(given, 0, W - S)
     cells = jnp.arange(S, dtype=jnp.int32)[None, None]
     band_symbols = labels_at(jnp.asarray(clip_to_int32(symbols)), starts + cells)
     # Each frame's band is a lattice of one frame.
@@ -147,6 +154,7 @@ def _pruned_px_py(
     blank, label = (
         jnp.where(kept, jnp.take_along_axis(x[:, :, 0], cell, axis=2), -jnp.inf) for x in planes
     )
+    blank, label = (jnp.where(given == starts, x, jnp.nan) for x in (blank, label))
     return px_py(blank, label, _rnnt_type(rnnt_type), columns(boundary, B).t_end)
 
 

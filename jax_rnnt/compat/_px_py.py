@@ -86,6 +86,12 @@ def planes_of_gradients(px_grad: jax.Array, py_grad: jax.Array) -> tuple[Posteri
     return Posteriors(blank, label), px_grad.shape[2] > py_grad.shape[2]
 
 
+def one_batch_dimension(name: str, shape: tuple[int, ...], expected: str) -> None:
+    """Raises ValueError for scores of another number of dimensions than `expected` shows."""
+    if len(shape) != expected.count(",") + 1:
+        raise ValueError(f"{name} has shape {shape}; expected {expected}.")
+
+
 def check_shapes(px_name: str, px: jax.Array, py_name: str, py: jax.Array) -> None:
     """Raises ValueError unless the shapes fit together."""
     fits = px.ndim == py.ndim == 3 and px.shape[2] - py.shape[2] in (0, 1)
@@ -159,13 +165,18 @@ def all_arcs(
     Args:
       sizes: of the planes; `U` is one less than their width.
       symbols: `(*batch, S)`, or `(*batch, S+1)` where the last cell has a label arc, too. Those out
-        of range, which may be in padding, count as the nearest.
+        of range, which may be in padding, have label arcs of NaN.
     """
-    labels = jnp.clip(jnp.asarray(clip_to_int32(symbols)), 0, sizes.num_classes - 1)
+    given = jnp.asarray(clip_to_int32(symbols))
+    labels = jnp.clip(given, 0, sizes.num_classes - 1)
     extents = jnp.array([0, sizes.T, 0, labels.shape[-1]], jnp.int32)
     bounds = jnp.broadcast_to(extents, (*sizes.batch, 4))
     *whole, labels, bounds = with_whole_rows(len(sizes.batch), *scores, labels, bounds)
-    return _arcs(arcs, *align_varying_axes(tuple(whole), labels, bounds))
+    blank, label = _arcs(arcs, *align_varying_axes(tuple(whole), labels, bounds))
+    good = jnp.equal(given, jnp.clip(given, 0, sizes.num_classes - 1))
+    edge = [(0, 0)] * (given.ndim - 1) + [(0, sizes.U + 1 - given.shape[-1])]
+    good = jnp.pad(good, edge, constant_values=True)
+    return blank, jnp.where(good[..., None, :], label, jnp.nan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

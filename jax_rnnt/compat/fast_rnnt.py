@@ -14,6 +14,7 @@ Different on purpose:
 - `use_hat_loss` works with every `termination_symbol`.
 - `rnnt_loss` and `rnnt_loss_pruned` have no `return_grad`: `mutual_information_recursion` has it,
   for the `(px, py)` of `get_rnnt_logprobs_joint` and `get_rnnt_logprobs_pruned`.
+- Symbols and ranges that are out of range make their elements of `px` and `py` NaN.
 - Label arcs to symbols that equal `termination_symbol` are errors in the losses.
 """
 
@@ -42,7 +43,15 @@ from ._logprobs import (
     k2_smoothing,
 )
 from ._names import in_words_of_fast_rnnt
-from ._px_py import Boundary, PxPy, columns, lattice_of, planes_of_gradients, px_py_gradients
+from ._px_py import (
+    Boundary,
+    PxPy,
+    columns,
+    lattice_of,
+    one_batch_dimension,
+    planes_of_gradients,
+    px_py_gradients,
+)
 
 __all__ = [
     "do_rnnt_pruning",
@@ -195,6 +204,7 @@ def _additive_loss(
     smoothing: Smoothing | None,
 ) -> LossAndGrads:
     am, lm, sizes = validation_factored.factored_scores(am, lm)
+    one_batch_dimension("am", am.shape, "(B, T, C)")
     ends = columns(boundary, sizes.batch[0])
     result = checked_loss(
         (am, lm),
@@ -224,6 +234,7 @@ def rnnt_loss(
 ) -> jax.Array:
     """RNN-Transducer loss of logits `(B, T, S+1, C)`."""
     logits = validation.float_scores("logits", logits)
+    one_batch_dimension("logits", logits.shape, "(B, T, S+1, C)")
     return jax_rnnt.rnnt_loss(
         logits,
         symbols,
@@ -254,6 +265,7 @@ def rnnt_loss_pruned(
       use_hat_loss: normalise as the hybrid autoregressive transducer (arXiv 2003.07705) does.
     """
     logits = validation.float_scores("logits", logits)
+    one_batch_dimension("logits", logits.shape, "(B, T, s_range, C)")
     return jax_rnnt.rnnt_loss_pruned(
         logits,
         symbols,

@@ -135,14 +135,18 @@ def _compact_labels(labels: Any, lengths: Array) -> tuple[Array, int]:
 
 
 def _padded_labels(labels: Array, lengths: Array, num_labels: int) -> jax.Array:
-    """Labels `(sum of U_n,)`, one utterance after another, as `(N, num_labels)`."""
+    """Labels `(sum of U_n,)`, one utterance after another, as `(N, num_labels)`.
+
+    Those that are missing are -1, which is no class.
+    """
     labels = jnp.asarray(labels)
     if labels.shape[0] == 0 or num_labels == 0:
-        return jnp.zeros((lengths.shape[0], num_labels), labels.dtype)
+        return jnp.full((lengths.shape[0], num_labels), -1, labels.dtype)
     counts = jnp.clip(jnp.asarray(lengths), 0, num_labels)
     first = jnp.cumsum(counts, dtype=jnp.int32) - counts
     index = first[:, None] + axis_index(2, 1, num_labels)
-    return labels[jnp.clip(index, 0, labels.shape[0] - 1)]
+    last = labels.shape[0] - 1
+    return jnp.where(index <= last, labels[jnp.clip(index, 0, last)], -1)
 
 
 def _gathered_arcs(log_probs: Any) -> tuple[jax.Array, jax.Array]:
