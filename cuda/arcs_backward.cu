@@ -139,7 +139,7 @@ __device__ __forceinline__ void write_arcs(Out* gradient, int classes, int lane,
 
 template <class In, class Out, int kGroup, bool kClamped>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
-    arcs_backward_kernel(const ArcsBackward p, const Rows rows, const Accumulator<In> clamp) {
+    arcs_backward_kernel(const ArcsBackward p, const Cells rows, const Accumulator<In> clamp) {
   using T = Accumulator<In>;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
   const int lane = threadIdx.x % kGroup;
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
 
 template <class In, class Out, bool kClamped>
 cudaError_t launch_kernel(const ArcsBackward& p, cudaStream_t stream) {
-  const Rows rows(p.batch, p.frames, p.cells);
+  const Cells rows(p.batch, p.frames, p.cells);
   // Neighbouring lanes fill sectors, which the second-level cache takes one at a time.
   const int group = max(2, group_size<In>(p.classes));
   const auto launch_one = [&](auto kernel) {

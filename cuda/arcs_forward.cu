@@ -16,7 +16,7 @@ __device__ __forceinline__ T log_ratio(T x, T max, T log_sum) {
 
 template <class In, int kGroup>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
-    arcs_forward_kernel(const ArcsForward p, const Rows rows) {
+    arcs_forward_kernel(const ArcsForward p, const Cells rows) {
   using T = Accumulator<In>;
   const int64_t index = int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
   const int lane = threadIdx.x % kGroup;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<In>)
 template <class In>
 cudaError_t launch_arcs_forward(const ArcsForward& p, cudaStream_t stream) {
   if (p.classes > kMostClasses<In>) return cudaErrorInvalidValue;
-  const Rows rows(p.batch, p.frames, p.cells);
+  const Cells rows(p.batch, p.frames, p.cells);
   // Log-probabilities are only looked up, which takes one lane.
   const int group = p.normalization == Normalization::kNone ? 1 : group_size<In>(p.classes);
   const Grid grid{blocks_for_rows(rows.count, group), kRowThreads};

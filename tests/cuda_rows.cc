@@ -39,7 +39,7 @@ void test_divisors() {
 void test_cells() {
   for (int64_t frames : {int64_t{1}, int64_t{3}, int64_t{7000}, int64_t{1} << 32}) {
     const int64_t batch = 5, cells = 11;
-    const Rows rows(batch, frames, cells);
+    const Cells rows(batch, frames, cells);
     for (int64_t b = 0; b < batch; ++b) {
       for (int64_t t : {int64_t{0}, frames / 2, frames - 1}) {
         for (int64_t u = 0; u < cells; ++u) {
