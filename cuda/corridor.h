@@ -20,7 +20,7 @@ __device__ __forceinline__ Interval intersection(Interval x, Interval y) {
   return {larger(x.low, y.low), smaller(x.high, y.high)};
 }
 
-// Rows of one element a frame, in an utterance's workspace.
+// Rows of one element a frame, in an utterance's workspace or in shared memory.
 struct Corridor {
   int32_t* rows;
   int64_t frames;
@@ -29,6 +29,12 @@ struct Corridor {
   __device__ __forceinline__ int32_t* row(int i) const { return rows + i * frames; }
   __device__ __forceinline__ Interval blank(int64_t t) const { return {row(0)[t], row(1)[t]}; }
   __device__ __forceinline__ Interval label(int64_t t) const { return {row(2)[t], row(3)[t]}; }
+  __device__ __forceinline__ void set(int64_t t, Interval blank, Interval label) const {
+    row(0)[t] = blank.low;
+    row(1)[t] = blank.high;
+    row(2)[t] = label.low;
+    row(3)[t] = label.high;
+  }
   // While the others are being found: the positions on complete paths.
   __device__ __forceinline__ Interval nodes(int64_t t) const { return {row(4)[t], row(5)[t]}; }
 };
@@ -41,27 +47,61 @@ __device__ __forceinline__ Interval band_of(const int32_t* starts, int64_t t, in
   return {low, int(low + cells - 1)};
 }
 
-// Each element combined with all before it (kReverse: after it), in place, by the whole block.
-template <bool kReverse, class Combine>
-__device__ __forceinline__ void scan(int32_t* row, int count, int identity, Combine combine) {
-  __shared__ int of_warp[kWarp];
+// What frames allow in one of them: those up to it, that no path is below `low`, nor above `rise`
+// from the diagonal u = t with at most one label a frame; those from it on, that none is above
+// `high`, nor below `fall` from the diagonal.
+struct Limits {
+  int low, rise;
+  int high, fall;
+
+  static __device__ __forceinline__ Limits none() {
+    return {INT32_MIN, INT32_MAX, INT32_MAX, INT32_MIN};
+  }
+  __device__ __forceinline__ Limits with(const Limits& other) const {
+    return {larger(low, other.low), smaller(rise, other.rise), smaller(high, other.high),
+            larger(fall, other.fall)};
+  }
+  __device__ __forceinline__ Limits of_lane_below(int step) const {
+    return {__shfl_up_sync(kAllLanes, low, step), __shfl_up_sync(kAllLanes, rise, step),
+            __shfl_up_sync(kAllLanes, high, step), __shfl_up_sync(kAllLanes, fall, step)};
+  }
+};
+
+// Fills the rows low, high, rise, fall with the limits of each frame, by the whole block. The scans
+// of both directions are one: a thread has the i-th frame from the begin, and the i-th from the
+// end.
+__device__ __forceinline__ void find_limits(const Corridor& corridor, const int32_t* starts,
+                                            int64_t cells, int frames) {
+  __shared__ Limits of_warp[kWarp];
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   const int warps = int(blockDim.x) / kWarp;
-  int carry = identity;
-  for (int begin = 0; begin < count; begin += int(blockDim.x)) {
-    const int i = begin + int(threadIdx.x), place = kReverse ? count - 1 - i : i;
-    int value = i < count ? row[place] : identity;
+  Limits carry = Limits::none();
+  for (int begin = 0; begin < frames; begin += int(blockDim.x)) {
+    const int t = begin + int(threadIdx.x), from_end = frames - 1 - t;
+    Limits limits = Limits::none();
+    if (t < frames) {
+      const Interval band = band_of(starts, t, cells), last = band_of(starts, from_end, cells);
+      limits = {band.low, band.high - t, last.high, last.low - from_end};
+    }
 #pragma unroll
     for (int step = 1; step < kWarp; step *= 2) {
-      const int below = __shfl_up_sync(kAllLanes, value, step);
-      if (lane >= step) value = combine(value, below);
+      const Limits below = limits.of_lane_below(step);
+      if (lane >= step) limits = limits.with(below);
     }
-    if (lane == kWarp - 1) of_warp[warp] = value;
+    if (lane == kWarp - 1) of_warp[warp] = limits;
     __syncthreads();
-    for (int w = 0; w < warp; ++w) value = combine(value, of_warp[w]);
-    value = combine(value, carry);
-    for (int w = 0; w < warps; ++w) carry = combine(carry, of_warp[w]);
-    if (i < count) row[place] = value;
+    Limits before = carry;
+    for (int w = 0; w < warps; ++w) {
+      if (w == warp) before = carry;
+      carry = carry.with(of_warp[w]);
+    }
+    limits = limits.with(before);
+    if (t < frames) {
+      corridor.row(0)[t] = limits.low;
+      corridor.row(1)[from_end] = limits.high;
+      corridor.row(2)[t] = limits.rise;
+      corridor.row(3)[from_end] = limits.fall;
+    }
     __syncthreads();
   }
 }
@@ -80,25 +120,9 @@ __device__ __forceinline__ bool find_corridor(const Corridor& corridor, const Bo
   const bool constrained = topology == Topology::kConstrained;
   const int frames = bounds.frame_end - bounds.frame_begin;
   const int begin = bounds.label_begin, end = bounds.label_end;
-  const auto min_of = [](int x, int y) { return smaller(x, y); };
-  const auto max_of = [](int x, int y) { return larger(x, y); };
-  int32_t *low = corridor.row(0), *high = corridor.row(1);
-  // How far above and below the diagonal u = t a path may get, with at most one label a frame.
-  int32_t *rise = corridor.row(2), *fall = corridor.row(3);
-  for (int t = int(threadIdx.x); t < frames; t += int(blockDim.x)) {
-    const Interval band = band_of(starts, t, cells);
-    low[t] = band.low;
-    high[t] = band.high;
-    rise[t] = band.high - t;
-    fall[t] = band.low - t;
-  }
-  __syncthreads();
-  scan<false>(low, frames, INT32_MIN, max_of);
-  scan<true>(high, frames, INT32_MAX, min_of);
-  if (!regular) {
-    scan<false>(rise, frames, INT32_MAX, min_of);
-    scan<true>(fall, frames, INT32_MIN, max_of);
-  }
+  const int32_t *low = corridor.row(0), *high = corridor.row(1);
+  const int32_t *rise = corridor.row(2), *fall = corridor.row(3);
+  find_limits(corridor, starts, cells, frames);
   for (int t = int(threadIdx.x); t < frames; t += int(blockDim.x)) {
     Interval nodes = intersection({low[t], high[t]}, {begin, end});
     nodes = intersection(nodes, band_of(starts, t, cells));
@@ -120,10 +144,7 @@ __device__ __forceinline__ bool find_corridor(const Corridor& corridor, const Bo
     if (!regular) label = intersection(nodes, {next.low - 1, next.high - 1});
     if (constrained) label.high = smaller(label.high, band_of(starts, t, cells).high - 1);
     broken = broken || (blank.empty() && (regular || label.empty()));
-    low[t] = blank.low;
-    high[t] = blank.high;
-    rise[t] = label.low;
-    fall[t] = label.high;
+    corridor.set(t, blank, label);
   }
   return !__syncthreads_or(broken);
 }
