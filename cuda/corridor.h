@@ -123,6 +123,7 @@ __device__ __forceinline__ bool find_corridor(const Corridor& corridor, const Bo
   const int32_t *low = corridor.row(0), *high = corridor.row(1);
   const int32_t *rise = corridor.row(2), *fall = corridor.row(3);
   find_limits(corridor, starts, cells, frames);
+#pragma unroll 1
   for (int t = int(threadIdx.x); t < frames; t += int(blockDim.x)) {
     Interval nodes = intersection({low[t], high[t]}, {begin, end});
     nodes = intersection(nodes, band_of(starts, t, cells));
@@ -136,6 +137,7 @@ __device__ __forceinline__ bool find_corridor(const Corridor& corridor, const Bo
   }
   __syncthreads();
   bool broken = !band_of(starts, 0, cells).contains(begin);
+#pragma unroll 1
   for (int t = int(threadIdx.x); t < frames; t += int(blockDim.x)) {
     const Interval nodes = corridor.nodes(t);
     const Interval next = t + 1 < frames ? corridor.nodes(t + 1) : Interval{end, end};
