@@ -11,7 +11,7 @@ CXX_SOURCES := $(wildcard cpp/*.h cpp/*.cc cuda/*.h cuda/*.cc cuda/*.cu benchmar
 # The compile checks of the CUDA kernels take the compiler from PyPI where there is no other.
 CUDA_EXTRA := $(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),,$(COMMA)nvcc)
 
-# The pure-JAX implementation is the same there as on the CPU.
+# Tests that run the kernels. Pure JAX is left out: it is the same as in test-cpu.
 EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.py test_bad_input.py \
                   test_properties.py test_regressions.py test_pruning.py test_wide_lattice.py \
                   test_packed.py test_packed_alignment.py test_alignment.py test_joint.py \

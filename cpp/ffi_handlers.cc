@@ -48,7 +48,7 @@ constexpr auto arcs_bwd = [](Pool pool, auto... operands) -> ffi::Error {
   return ffi::Error::Success();
 };
 
-// All utterances of `planes` planes of as many cells.
+// Runs all utterances. The batch is `planes` planes of `cells` cells each.
 ffi::Error run_lattice(Pool& pool, const Lattice& p, DType dtype, int64_t planes, int64_t cells) {
   const int64_t plane_bytes = planes * cells * bytes_of(dtype);
   prefer_huge_pages(p.workspace, planes * p.workspace_elements * bytes_of(dtype));
@@ -110,7 +110,7 @@ constexpr auto duration_lattice = [](Pool pool, auto... operands) -> ffi::Error 
   return ffi::Error::Success();
 };
 
-// All utterances of `planes` planes of as many cells.
+// Runs all utterances. The batch is `planes` planes of `cells` cells each.
 ffi::Error run_best_path(Pool& pool, const BestPath& p, DType dtype, int64_t planes,
                          int64_t cells) {
   const BandedLattice& band = p.band;

@@ -73,8 +73,8 @@ struct ArcsBackward {
   const void* blank_weights;  // plane, d log-likelihood / d blank arc
   const void* label_weights;  // plane
   const void* cotangents;     // (batch,), of the loss
-  void* gradient;             // as logits, or in their memory, but for
-  DType gradient_dtype;       // theirs, or one of 16 bits if theirs is float
+  void* gradient;             // of the logits' shape; may be in their memory
+  DType gradient_dtype;       // the logits', or one of 16 bits if that is float
 };
 
 // What makes smoothed arcs of those of the additive joiner, log P[t, u, v]: they are
@@ -99,9 +99,9 @@ struct FactoredForward {
   const void* lm;         // (batch, W, V)
   const int32_t* labels;  // (batch, W - 1)
   const Bounds* bounds;   // (batch,)
-  void* blank;            // planes, as in ArcsForward, but for
+  void* blank;            // plane, as in ArcsForward
   void* label;
-  void* denominators;  // which are of relative scores, and 0 outside the bounds
+  void* denominators;  // plane, log of the sum of relative scores; 0 outside the bounds
   void* am_top;        // (batch, T)
   void* lm_top;        // (batch, W)
   void* workspace;     // (batch, workspace_elements)

@@ -16,7 +16,8 @@ nb::dict registrations() {
   return jax_rnnt::registrations();
 }
 
-// An element is a float or a double, of which an utterance needs as many.
+// Counted in elements of the arcs' dtype, for one utterance. Arguments without a name are for
+// platforms whose kernels need them.
 int64_t lattice_workspace_elements(int64_t frames, int64_t cells, int64_t topology,
                                    bool with_posteriors, int64_t /*element_bytes*/) {
   return jax_rnnt::lattice_workspace_elements(frames, cells, jax_rnnt::Topology(topology),

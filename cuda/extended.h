@@ -57,9 +57,8 @@ __device__ __forceinline__ Extended<T> add(Extended<T> x, Extended<T> y) {
   const Exponent<T> top = larger(x.exponent, y.exponent);
   const T sum =
       x.mantissa * exp2_int<T>(x.exponent - top) + y.mantissa * exp2_int<T>(y.exponent - top);
-  // A zero must not keep a high exponent: it would push its neighbours' mantissas out of range. Nor
-  // a NaN a low one, which would go on falling.
-  return {sum, sum > T(0) ? top : kDead<T>};
+  // A zero must not keep a high exponent: it would push its neighbours' mantissas out of range.
+  return {sum, sum == T(0) ? kDead<T> : top};
 }
 
 // exp(x) of an arc's log-probability. Forbidden arcs give 0, as do those that are not `live`,

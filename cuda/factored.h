@@ -16,7 +16,7 @@ __device__ __forceinline__ T smallest_exact_sum(int64_t classes) {
   return T(classes) * (kFloat ? T(0x1p-103) : T(0x1p-970));
 }
 
-// The class that the softmax runs not over, or -1.
+// The class that the softmax leaves out, or -1.
 template <class Params>
 __device__ __forceinline__ int excluded_class(const Params& p) {
   return p.normalization == Normalization::kHat ? int(p.blank_id) : -1;

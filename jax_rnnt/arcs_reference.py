@@ -58,7 +58,7 @@ def arcs_fwd(
         top, log_sum = log_denominator(others)
         denominators = top + log_sum
         bad = ~(blank_score < jnp.inf)
-        z = jnp.where(bad, 0, blank_score)  # likewise
+        z = jnp.where(bad, 0, blank_score)  # whose derivative is zero, not NaN
         blank = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(z))
         label = log_ratio(label_score, top, log_sum)
         label = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(-z) + label)

@@ -24,7 +24,7 @@ _BOX = 16, 8
 
 
 class IntegerOperands(NamedTuple):
-    """Of the utterances; a loss is not differentiated by them."""
+    """Integers of each utterance; none has a gradient."""
 
     labels: jax.Array  # (*batch, U)
     bounds: jax.Array  # (*batch, 4)

@@ -198,7 +198,7 @@ def test_pure_jax_is_pure(band: tuple[np.ndarray, ...]) -> None:
     def loss(implementation: Any) -> Any:
         return lambda *rows: jax_rnnt.rnnt_loss_pruned_joint(
             lambda params, x, y: x + y, (), *rows, np.ones((B, U), int), ranges,
-            implementation=implementation,
+            implementation=implementation, check=False,
         ).sum()  # fmt: skip
 
     pure, native = (jax.value_and_grad(loss(name), (0, 1)) for name in ("xla", "native"))

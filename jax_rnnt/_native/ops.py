@@ -25,7 +25,7 @@ _TOPOLOGY_CODES = {"regular": 0, "modified": 1, "constrained": 2}
 
 
 def arcs_attributes(blank_id: int, normalization: Normalization) -> dict[str, Any]:
-    """As the kernels take them."""
+    """FFI attributes of the arcs ops."""
     return {
         "blank_id": np.int64(blank_id),
         "normalization": np.int64(_NORMALIZATION_CODES[normalization]),
@@ -60,7 +60,7 @@ def _banded_attributes(topology: Topology, delay_penalty: float, num_labels: int
 
 
 def known_sizes(*sizes: Any) -> tuple[int, ...]:
-    """The same; NotImplementedError for symbolic ones."""
+    """`sizes`, if all are integers; NotImplementedError if one is symbolic."""
     if not all(isinstance(size, int) for size in sizes):
         raise NotImplementedError(
             "the native kernels need T, U and V to be known when lowering, got sizes of "

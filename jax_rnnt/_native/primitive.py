@@ -20,10 +20,10 @@ from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 CoreType = tuple[tuple[int, ...], Any]
 
 HIGHER_DERIVATIVES = (
-    "rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_pruned and rnnt_loss_tdt have higher ones with "
-    "implementation='xla'."
+    "rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_pruned, rnnt_loss_tdt and rnnt_loss_multi_blank "
+    "have higher ones with implementation='xla'."
 )
-"""What errors say of derivatives that there are not."""
+"""Ends the messages of errors about derivatives that do not exist."""
 
 
 def native_primitive(
@@ -47,8 +47,8 @@ def native_primitive(
       attributes: `**params` to FFI attributes.
       workspace: `(kernels, *core avals, **params)` to core types of scratch outputs, which the
         primitive hides; `kernels` is the platform's extension module.
-      in_place: whether the first output may be in the memory of the first operand, where it is as
-        large.
+      in_place: whether the first output may be written over the first operand, where both have
+        the same size.
 
     Every primitive takes the parameter `native`: if true, platforms without a kernel raise
     `NotImplementedError` on lowering.

@@ -75,17 +75,6 @@ def build(kind: Kind = "plain") -> Path:
     return directory
 
 
-def sanitizer_environment() -> dict[str, str]:
-    """What a Python process needs in its environment to load the sanitized module."""
-    compiler = os.environ.get("CXX", "g++")
-    libraries = [
-        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    # Python and jax keep memory on purpose.
-    return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-
-
 def load(kind: Kind = "plain") -> ModuleType:
     """The module `_cuda_emulated`."""
     name = "_cuda_emulated"
@@ -103,7 +92,7 @@ def load(kind: Kind = "plain") -> ModuleType:
 def install() -> ModuleType:
     """Makes jax_rnnt, which must not have been imported yet, run the emulated kernels on CPU.
 
-    JAX_RNNT_EMULATION_KIND chooses the build; for sanitizers, see `sanitizer_environment`.
+    JAX_RNNT_EMULATION_KIND chooses the build; the README says what sanitizers need.
     """
     if "jax_rnnt" in sys.modules:
         raise RuntimeError("jax_rnnt has already registered its CPU kernels")
