@@ -214,6 +214,6 @@ def _log_probs(
 
 def _factors(options: _Options, blanks: jax.Array, label: jax.Array) -> tuple[jax.Array, ...]:
     """Arcs and durations of the lattice: a blank's log-probability is all its duration's."""
-    ones = jnp.zeros_like(label)
-    durations = jnp.concatenate([ones[..., None, :, :], blanks - options.sigma], axis=-3)
-    return ones, label - options.sigma, durations
+    certain = jnp.zeros_like(label)
+    durations = jnp.concatenate([certain[..., None, :, :], blanks - options.sigma], axis=-3)
+    return certain, label - options.sigma, durations

@@ -130,11 +130,10 @@ def test_shard_map(implementation: str, batch: PrunedBatch, mesh: Mesh) -> None:
 
 def test_explicit_mesh(implementation: str, batch: PrunedBatch, devices: list[jax.Device]) -> None:
     """Sharding in types: everything keeps the batch axis of the logits."""
-    explicit = getattr(jax.sharding, "AxisType", None)
-    if explicit is None:
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     wanted = plain(implementation, batch)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(explicit.Explicit,), devices=devices)
+    mesh = jax.make_mesh(
+        (8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=devices
+    )
     with jax.set_mesh(mesh):
         arguments = sharded(tuple(batch[:4]), mesh)
         function = jax.jit(everything(implementation, check=False))

@@ -204,8 +204,6 @@ def test_vmap_and_devices(devices: list[jax.Device]) -> None:
     same(jax.jit(mapped)(model.encoded, lengths))
     split = (model.encoded[:, None], lengths[:, None])
     same(jax.tree.map(lambda x: x[:, 0], jax.pmap(decode, devices=devices)(*split)))
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     explicit = jax.make_mesh(
         (8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=devices
     )

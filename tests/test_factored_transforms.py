@@ -237,10 +237,9 @@ def test_shard_map_replicated(batch: FactoredBatch, mesh: Mesh, scales: Options)
 @each_loss
 def test_explicit_mesh(batch: FactoredBatch, devices: list[jax.Device], scales: Options) -> None:
     """Sharding in types: loss and gradients keep the batch axis; vmapped, too."""
-    explicit = getattr(jax.sharding, "AxisType", None)
-    if explicit is None:
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(explicit.Explicit,), devices=devices)
+    mesh = jax.make_mesh(
+        (8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=devices
+    )
     function = loss_and_grads(factored_function("native", **scales))
     with jax.set_mesh(mesh):
         found, text = compiled_on(mesh, function, batch)

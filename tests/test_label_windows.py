@@ -258,8 +258,6 @@ def test_vmap(implementation: str, windowed: Any) -> None:
 def test_sharded(implementation: str, windowed: Any, devices: Any, explicit: bool) -> None:
     """Eight devices, the windows sharded or not: no communication."""
     batch, windows, wanted = windowed
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,), devices=devices)
     operands = sharded((*batch[:3], windows), mesh)

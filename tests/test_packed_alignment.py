@@ -292,8 +292,6 @@ def test_transforms(implementation: str, many: Any, devices: list[jax.Device]) -
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_sharded_rows(many: Any, devices: list[jax.Device], axis_type: str) -> None:
     """Rows divided among devices: as in one piece."""
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     kind = getattr(jax.sharding.AxisType, axis_type)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,), devices=devices)
     function = jax.jit(everything("native"))

@@ -118,8 +118,6 @@ def test_gradient_of_replicated_operand(implementation: str, devices: list[jax.D
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_sharded_rows(devices: list[jax.Device], axis_type: str) -> None:
     """Rows divided among devices: right, the gradient divided likewise, and only arcs travel."""
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     kind = getattr(jax.sharding.AxisType, axis_type)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,), devices=devices)
     one = BATCHES[0]

@@ -99,8 +99,6 @@ def test_sharded_jit(axis_type: str, function: str, devices: list[jax.Device]) -
     """The batch divided by the compiler: the gradient by each parameter is summed once, not in the
     loop over tiles; nothing else is sent.
     """
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     kind = getattr(jax.sharding.AxisType, axis_type)
     mesh = jax.make_mesh((B,), ("data",), axis_types=(kind,), devices=devices[:B])
     problem = random_problem(8)
@@ -143,8 +141,6 @@ def test_sharded_jit(axis_type: str, function: str, devices: list[jax.Device]) -
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_sharded_dropout(axis_type: str, devices: list[jax.Device]) -> None:
     """Keys of cells do not depend on devices."""
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     kind = getattr(jax.sharding.AxisType, axis_type)
     mesh = jax.make_mesh((B,), ("data",), axis_types=(kind,), devices=devices[:B])
     problem = random_problem(23)

@@ -169,8 +169,6 @@ def test_shard_map(band: tuple[np.ndarray, ...], devices: list[jax.Device]) -> N
 
 def test_features_divided(band: tuple[np.ndarray, ...], devices: list[jax.Device]) -> None:
     """Along an explicit axis: rows come divided as they were, and so do gradients."""
-    if not hasattr(jax.sharding, "AxisType"):
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
     am, lm, ranges = band
     kind = jax.sharding.AxisType.Explicit
     mesh = jax.make_mesh((2,), ("model",), axis_types=(kind,), devices=devices[:2])

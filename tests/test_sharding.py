@@ -263,10 +263,9 @@ def test_shard_map_replicated_arcs(implementation: str, replicated: int, mesh: M
 
 def test_explicit_mesh(implementation: str, batch: Batch, devices: list[jax.Device]) -> None:
     """Sharding in types: the loss and the gradient keep the batch axis of their operands."""
-    explicit = getattr(jax.sharding, "AxisType", None)
-    if explicit is None:
-        pytest.skip(f"JAX {jax.__version__} HAS NO EXPLICIT SHARDING (jax.sharding.AxisType)")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(explicit.Explicit,), devices=devices)
+    mesh = jax.make_mesh(
+        (8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=devices
+    )
     with jax.set_mesh(mesh):
         arguments = sharded(tuple(batch[:3]), mesh)
         function = losses_and_grad(loss_function(implementation))

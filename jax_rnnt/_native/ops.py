@@ -252,7 +252,7 @@ def arcs_bwd(*operands: jax.Array, **params: Any) -> jax.Array:
 
 
 def arcs_bwd_apart(*operands: jax.Array, **params: Any) -> jax.Array:
-    """`arcs_bwd`, never over the logits: for programs of which XLA finds that it needs them yet."""
+    """`arcs_bwd`, never over the logits: where XLA would have to copy them first."""
     return _arcs_bwd_apart_p.bind(*align_varying_axes(*operands), **params)[0]
 
 

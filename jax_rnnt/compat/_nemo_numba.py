@@ -13,7 +13,7 @@ import jax_rnnt
 
 from ..reduction import reduce_losses
 from ..types import Array, Reduction
-from ..validation import as_array, finite_number, one_of
+from ..validation import as_array, finite_number, one_of, whole_number
 from ._names import arguments_named
 
 _in_words_of_nemo = arguments_named(
@@ -98,7 +98,7 @@ class MultiblankRNNTLossNumba:
     def __post_init__(self) -> None:
         _freeze(self, "big_blank_durations")
         one_of("reduction", self.reduction, Reduction)
-        if self.blank < len(self.big_blank_durations):
+        if whole_number("blank", self.blank, minimum=0) < len(self.big_blank_durations):
             raise ValueError(
                 f"blank is {self.blank}; expected at least {len(self.big_blank_durations)}, as the "
                 f"big blanks of big_blank_durations {self.big_blank_durations} are the classes "

@@ -169,14 +169,13 @@ def all_arcs(
     """
     given = jnp.asarray(clip_to_int32(symbols))
     labels = jnp.clip(given, 0, sizes.num_classes - 1)
+    edge = [(0, 0)] * (given.ndim - 1) + [(0, sizes.U + 1 - given.shape[-1])]
+    good = jnp.pad(given == labels, edge, constant_values=True)
     extents = jnp.array([0, sizes.T, 0, labels.shape[-1]], jnp.int32)
     bounds = jnp.broadcast_to(extents, (*sizes.batch, 4))
     *whole, labels, bounds = with_whole_rows(len(sizes.batch), *scores, labels, bounds)
     planes: Any = _arcs(arcs, *align_varying_axes(tuple(whole), labels, bounds))
     blank, label = planes
-    good = jnp.equal(given, jnp.clip(given, 0, sizes.num_classes - 1))
-    edge = [(0, 0)] * (given.ndim - 1) + [(0, sizes.U + 1 - given.shape[-1])]
-    good = jnp.pad(good, edge, constant_values=True)
     return blank, jnp.where(good[..., None, :], label, jnp.nan)
 
 
