@@ -8,12 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import banded, duration_reference, lattice_reference
-from . import packed_lattice as packed
+from . import (
+    banded_reference,
+    best_path_reference,
+    duration_reference,
+    lattice_reference,
+    packed_best_path_reference,
+    packed_lattice_reference,
+)
 from ._native import duration_ops, ops
-from .best_path import best_path as reference_best_path
 from .implementation import chosen
-from .packed_best_path import packed_best_path as reference_packed_best_path
 from .types import Alignment, Implementation, LatticeOptions, Posteriors
 
 
@@ -50,11 +54,11 @@ def packed_lattice(
     offsets: jax.Array,
     bounds: jax.Array,
 ) -> tuple[jax.Array, Posteriors]:
-    """Log-likelihoods `(*batch, B)` and unit posteriors of packed rows, see `packed_lattice`.
+    """Log-likelihoods `(*batch, B)` and unit posteriors of packed rows.
 
-    No utterance has more than `num_labels` labels.
+    See `packed_lattice_reference.packed_lattice`. No utterance has more than `num_labels` labels.
     """
-    op = chosen(options.implementation, packed.packed_lattice, ops.packed_lattice)
+    op = chosen(options.implementation, packed_lattice_reference.packed_lattice, ops.packed_lattice)
     params = {**_params(options), "num_labels": num_labels}
     log_likelihood, *posteriors = op(blank, label, offsets, bounds, **params)
     return log_likelihood, Posteriors(*posteriors)
@@ -69,7 +73,11 @@ def packed_lattice_score(
     bounds: jax.Array,
 ) -> jax.Array:
     """Log-likelihoods of packed rows alone, `(*batch, B)`."""
-    op = chosen(options.implementation, packed.packed_lattice_score, ops.packed_lattice_score)
+    op = chosen(
+        options.implementation,
+        packed_lattice_reference.packed_lattice_score,
+        ops.packed_lattice_score,
+    )
     params = {**_params(options), "num_labels": num_labels}
     return op(blank, label, offsets, bounds, **params)
 
@@ -106,12 +114,12 @@ def banded_lattice(
     starts: jax.Array,
     bounds: jax.Array,
 ) -> tuple[jax.Array, Posteriors]:
-    """Log-likelihoods `(*batch,)` and unit posteriors of a band, see `banded.banded_lattice`.
+    """Log-likelihoods `(*batch,)` and unit posteriors of a band.
 
-    `num_labels` is U: on a GPU, the workspace grows with it.
+    See `banded_reference.banded_lattice`. `num_labels` is U: on a GPU, the workspace grows with it.
     """
     native = partial(ops.banded_lattice, num_labels=num_labels)
-    op = chosen(options.implementation, banded.banded_lattice, native)
+    op = chosen(options.implementation, banded_reference.banded_lattice, native)
     params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
     log_likelihood, *posteriors = op(blank, label, starts, bounds, **params)
     return log_likelihood, Posteriors(*posteriors)
@@ -127,7 +135,7 @@ def banded_lattice_score(
 ) -> jax.Array:
     """Log-likelihoods of a band alone, `(*batch,)`."""
     native = partial(ops.banded_lattice_score, num_labels=num_labels)
-    op = chosen(options.implementation, banded.banded_lattice_score, native)
+    op = chosen(options.implementation, banded_reference.banded_lattice_score, native)
     params = {"topology": options.topology, "delay_penalty": options.delay_penalty}
     return op(blank, label, starts, bounds, **params)
 
@@ -148,8 +156,8 @@ def banded_best_path(
     starts: jax.Array,
     bounds: jax.Array,
 ) -> Alignment:
-    """The best path through a band, see `best_path.best_path`. `num_labels` is U."""
-    op = chosen(options.implementation, reference_best_path, ops.best_path)
+    """The best path through a band, see `best_path_reference.best_path`. `num_labels` is U."""
+    op = chosen(options.implementation, best_path_reference.best_path, ops.best_path)
     params = {**_params(options), "num_labels": num_labels}
     return Alignment(*op(blank, label, starts, bounds, **params))
 
@@ -162,8 +170,10 @@ def packed_best_path(
     offsets: jax.Array,
     bounds: jax.Array,
 ) -> Alignment:
-    """The best paths of packed rows, see `packed_best_path.packed_best_path`."""
-    op = chosen(options.implementation, reference_packed_best_path, ops.packed_best_path)
+    """The best paths of packed rows, see `packed_best_path_reference.packed_best_path`."""
+    op = chosen(
+        options.implementation, packed_best_path_reference.packed_best_path, ops.packed_best_path
+    )
     params = {**_params(options), "num_labels": num_labels}
     return Alignment(*op(blank, label, offsets, bounds, **params))
 

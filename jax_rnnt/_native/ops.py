@@ -11,11 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import arcs_reference, banded, lattice_reference
-from .. import packed_lattice as packed_lattice_in_jax
-from ..best_path import best_path as reference_best_path
+from .. import (
+    arcs_reference,
+    banded_reference,
+    best_path_reference,
+    lattice_reference,
+    packed_best_path_reference,
+    packed_lattice_reference,
+)
 from ..numerics import accumulator_dtype
-from ..packed_best_path import packed_best_path as packed_best_path_in_jax
 from ..types import Normalization, Topology
 from .jax_versions import align_varying_axes
 from .primitive import CoreType, native_primitive
@@ -172,7 +176,7 @@ _packed_lattice_p = native_primitive(
         (offsets.shape, blank.dtype),
         *[(blank.shape, blank.dtype)] * 2,
     ],
-    fallback=packed_lattice_in_jax.packed_lattice,
+    fallback=packed_lattice_reference.packed_lattice,
     attributes=_packed_attributes,
     workspace=lambda kernels, blank, label, offsets, *_, topology, num_labels, **params: (
         _packed_workspace(kernels, blank, offsets, topology, num_labels, True)
@@ -183,7 +187,9 @@ _packed_lattice_score_p = native_primitive(
     "jax_rnnt_packed_lattice_score",
     core_ndim=1,
     outputs=lambda blank, label, offsets, *_, **params: [(offsets.shape, blank.dtype)],
-    fallback=lambda *args, **params: [packed_lattice_in_jax.packed_lattice_score(*args, **params)],
+    fallback=lambda *args, **params: [
+        packed_lattice_reference.packed_lattice_score(*args, **params)
+    ],
     attributes=_packed_attributes,
     workspace=lambda kernels, blank, label, offsets, *_, topology, num_labels, **params: (
         _packed_workspace(kernels, blank, offsets, topology, num_labels, False)
@@ -194,7 +200,7 @@ _banded_lattice_p = native_primitive(
     "jax_rnnt_banded_lattice",
     core_ndim=2,
     outputs=lambda blank, *_, **params: [((), blank.dtype), *[(blank.shape, blank.dtype)] * 2],
-    fallback=lambda *args, num_labels, **params: banded.banded_lattice(*args, **params),
+    fallback=lambda *args, num_labels, **params: banded_reference.banded_lattice(*args, **params),
     attributes=_banded_attributes,
     workspace=lambda kernels, blank, *_, topology, num_labels, **params: _banded_workspace(
         kernels, blank, topology, num_labels, True
@@ -205,7 +211,9 @@ _banded_lattice_score_p = native_primitive(
     "jax_rnnt_banded_lattice_score",
     core_ndim=2,
     outputs=lambda blank, *_, **params: [((), blank.dtype)],
-    fallback=lambda *args, num_labels, **params: [banded.banded_lattice_score(*args, **params)],
+    fallback=lambda *args, num_labels, **params: [
+        banded_reference.banded_lattice_score(*args, **params)
+    ],
     attributes=_banded_attributes,
     workspace=lambda kernels, blank, *_, topology, num_labels, **params: _banded_workspace(
         kernels, blank, topology, num_labels, False
@@ -219,7 +227,7 @@ _best_path_p = native_primitive(
         ((), blank.dtype),
         ((num_labels,), jnp.int32),
     ],
-    fallback=reference_best_path,
+    fallback=best_path_reference.best_path,
     attributes=lambda num_labels, **params: _lattice_attributes(**params),
     workspace=lambda kernels, blank, *_, **params: _best_path_workspace(kernels, blank),
 )
@@ -231,7 +239,7 @@ _packed_best_path_p = native_primitive(
         (offsets.shape, blank.dtype),
         ((*offsets.shape, num_labels), jnp.int32),
     ],
-    fallback=packed_best_path_in_jax,
+    fallback=packed_best_path_reference.packed_best_path,
     attributes=lambda num_labels, **params: _lattice_attributes(**params),
     workspace=lambda kernels, blank, label, offsets, *_, num_labels, **params: (
         _packed_best_path_workspace(kernels, blank, offsets, num_labels)
@@ -273,7 +281,7 @@ def lattice_score(
 def packed_lattice(
     blank: jax.Array, label: jax.Array, offsets: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`packed_lattice.packed_lattice` by the native kernel."""
+    """`packed_lattice_reference.packed_lattice` by the native kernel."""
     operands = align_varying_axes(blank, label, offsets, bounds)
     return tuple(_packed_lattice_p.bind(*operands, **params))
 
@@ -281,7 +289,7 @@ def packed_lattice(
 def packed_lattice_score(
     blank: jax.Array, label: jax.Array, offsets: jax.Array, bounds: jax.Array, **params: Any
 ) -> jax.Array:
-    """`packed_lattice.packed_lattice_score` by the native kernel."""
+    """`packed_lattice_reference.packed_lattice_score` by the native kernel."""
     operands = align_varying_axes(blank, label, offsets, bounds)
     return _packed_lattice_score_p.bind(*operands, **params)[0]
 
@@ -289,7 +297,10 @@ def packed_lattice_score(
 def banded_lattice(
     blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`banded.banded_lattice` by the native kernel. `num_labels` bounds the label positions."""
+    """`banded_reference.banded_lattice` by the native kernel.
+
+    `num_labels` bounds the label positions.
+    """
     operands = align_varying_axes(blank, label, starts, bounds)
     return tuple(_banded_lattice_p.bind(*operands, **params))
 
@@ -297,7 +308,7 @@ def banded_lattice(
 def banded_lattice_score(
     blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
 ) -> jax.Array:
-    """`banded.banded_lattice_score` by the native kernel."""
+    """`banded_reference.banded_lattice_score` by the native kernel."""
     operands = align_varying_axes(blank, label, starts, bounds)
     return _banded_lattice_score_p.bind(*operands, **params)[0]
 
@@ -305,13 +316,13 @@ def banded_lattice_score(
 def best_path(
     blank: jax.Array, label: jax.Array, starts: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """`best_path.best_path` by the native kernel."""
+    """`best_path_reference.best_path` by the native kernel."""
     return tuple(_best_path_p.bind(*align_varying_axes(blank, label, starts, bounds), **params))
 
 
 def packed_best_path(
     blank: jax.Array, label: jax.Array, offsets: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """`packed_best_path.packed_best_path` by the native kernel."""
+    """`packed_best_path_reference.packed_best_path` by the native kernel."""
     operands = align_varying_axes(blank, label, offsets, bounds)
     return tuple(_packed_best_path_p.bind(*operands, **params))

@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from .. import row_sums as in_jax
+from .. import row_sums_reference as in_jax
 from .jax_versions import align_varying_axes
 from .primitive import native_primitive
 
@@ -33,7 +33,7 @@ _row_sums_p = native_primitive(
 
 
 def take_rows(x: jax.Array, numbers: jax.Array) -> jax.Array:
-    """`row_sums.take_rows`, whose gradient by `x` is summed by the native kernel.
+    """`row_sums_reference.take_rows`, whose gradient by `x` is summed by the native kernel.
 
     The kernel adds rows in their order, in float32 (float64) and rounded once: on a GPU, too, the
     gradient does not change from run to run.
@@ -42,7 +42,7 @@ def take_rows(x: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def row_sums(values: jax.Array, numbers: jax.Array, *, num_sums: int) -> jax.Array:
-    """`row_sums.row_sums` by the native kernel."""
+    """`row_sums_reference.row_sums` by the native kernel."""
     operands = align_varying_axes(values, numbers)
     return _row_sums_p.bind(*operands, num_sums=num_sums, native=False)[0]
 

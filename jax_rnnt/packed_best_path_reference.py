@@ -1,4 +1,4 @@
-"""The best path through packed rows in pure JAX: what `packed_lattice` is to the sums."""
+"""The best path through packed rows in pure JAX: what `packed_lattice_reference` is to the sums."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._native.jax_versions import varying_zeros
-from .best_path import usable
+from .best_path_reference import usable
 from .numerics import axis_index, shift_right
-from .packed_lattice import PackedFronts, over_batch
+from .packed_lattice_reference import PackedFronts, over_batch
 
 
 def packed_best_path(
@@ -28,12 +28,12 @@ def packed_best_path(
     A loop over the fronts and one back, which end when all utterances have.
 
     Args:
-      blank, label, offsets, bounds, num_labels: as for `packed_lattice.packed_lattice`, and so are
-        the other parameters.
+      blank, label, offsets, bounds, num_labels: as for
+        `packed_lattice_reference.packed_lattice`, and so are the other parameters.
 
     Returns:
       `(score, frames)`: `(*batch, B)` in the arcs' dtype and `(*batch, B, num_labels)` int32, as
-      `best_path.best_path`.
+      `best_path_reference.best_path`.
     """
 
     def both(blank, label, offsets, bounds):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .banded import Band, rotate
+from .banded_reference import Band, rotate
 from .extended import EXCESSIVE_LOG_PROB, FORBIDDEN_LOG_PROB
 from .numerics import axis_index, shift_right
 from .types import Topology
@@ -28,7 +28,8 @@ def best_path(
     One scan step a frame, and one back. A whole lattice is the band with S = U+1 and all starts 0.
 
     Args:
-      blank, label, starts, bounds, topology, delay_penalty: as for `banded.banded_lattice`.
+      blank, label, starts, bounds, topology, delay_penalty: as for
+        `banded_reference.banded_lattice`.
       num_labels: U.
       final_blank: modified only; the last frame has a blank arc only.
 
@@ -116,7 +117,7 @@ def _frames_of_labels(band: Band, by_label: jax.Array, num_labels: int) -> jax.A
 
 
 def _running_best(terms: jax.Array, steps: jax.Array) -> jax.Array:
-    """x(s) = max(terms(s), steps(s) + x(s-1)), by doubling as `banded._running_sums`."""
+    """x(s) = max(terms(s), steps(s) + x(s-1)), by doubling as `banded_reference._running_sums`."""
     distance = 1
     while distance < terms.shape[-1]:
         pad = [(0, 0)] * (terms.ndim - 1) + [(distance, 0)]
