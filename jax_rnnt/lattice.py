@@ -192,28 +192,3 @@ def gradient_weights(options: LatticeOptions, posteriors: Posteriors) -> Posteri
         shifted = jnp.pad(label[..., :-1], [(0, 0)] * (label.ndim - 1) + [(1, 0)])
         blank = blank + extra * shifted
     return Posteriors(blank, (1 + extra) * label)
-
-
-def softmax_gradient(
-    weights: Posteriors,
-    log_probs: jax.Array,
-    posteriors: jax.Array,
-    cotangents: jax.Array,
-    clamp: float | None = None,
-) -> jax.Array:
-    """Gradient of `cotangents * loss` by the scores of a softmax in each cell.
-
-    Args:
-      weights: of the arcs, each of which makes one choice in its cell's softmax.
-      log_probs, posteriors: of N of its choices, `(*batch, N, T, U+1)`.
-      clamp: as in `arcs_reference.arcs_bwd`.
-
-    Returns:
-      `(*batch, N, T, U+1)`; exact zeros in cells without weight.
-    """
-    total = (weights.blank + weights.label)[..., None, :, :]
-    active = total != 0
-    unit = total * jnp.exp(jnp.where(active, log_probs, 0)) - posteriors
-    if clamp is not None:
-        unit = jnp.clip(unit, -clamp, clamp)
-    return jnp.where(active, cotangents[..., None, None, None] * unit, 0)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from . import validation
 from ._native.jax_versions import align_varying_axes, with_whole_rows
-from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
 from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
+from .transducers import RnnTransducer, loss_of_scores
 from .types import (
     ArcsOptions,
     Array,
@@ -116,14 +116,16 @@ def rnnt_loss(
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
         where=where,
     )  # fmt: skip
-    checked = checked_logits(
+    logits, utterances, arcs_options, lattice_options = checked_logits(
         logits,
         utterances,
         ArcsOptions(blank_id, normalization, clamp, implementation),
         LatticeOptions(topology, final_blank, delay_penalty, fastemit_lambda, implementation),
         check,
     )
-    return _rnnt_loss(*checked, validation.reduction_of(reduction))
+    reduction = validation.reduction_of(reduction)
+    transducer = RnnTransducer(arcs_options, lattice_options)
+    return loss_of_scores(transducer, (logits,), utterances, reduction)
 
 
 def checked_logits(
@@ -256,55 +258,6 @@ def checked_arcs(
     options = validation.checked_lattice_options(options)
     utterances = validation.checked_utterances(sizes, utterances, None, check)
     return blank, label, utterances, options
-
-
-@partial(jax.jit, static_argnames=("arcs_options", "lattice_options", "reduction"))
-def _rnnt_loss(
-    logits: jax.Array,
-    utterances: Utterances,
-    arcs_options: ArcsOptions,
-    lattice_options: LatticeOptions,
-    reduction: Reduction,
-) -> jax.Array:
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    (logits,) = with_whole_rows(len(sizes.batch), logits)
-    labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
-    assert labels is not None
-    mask = label_mask(logits, sizes, utterances)
-    operands = align_varying_axes(logits, labels, bounds, mask)
-    loss: Any = _dense_loss(arcs_options, lattice_options, *operands)
-    return reduce_losses(loss, reduction, utterances.where)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _dense_loss(
-    arcs_options: ArcsOptions,
-    lattice_options: LatticeOptions,
-    logits: jax.Array,
-    labels: jax.Array,
-    bounds: jax.Array,
-    mask: jax.Array | None,
-) -> jax.Array:
-    blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
-    label = only_allowed(label, mask)
-    return negative(lattice_score(lattice_options, blank, label, bounds))
-
-
-def _dense_loss_fwd(arcs_options, lattice_options, logits, labels, bounds, mask):
-    blank, label, denominators = arcs_fwd(arcs_options, logits, labels, bounds)
-    label = only_allowed(label, mask)
-    log_likelihood, posteriors = lattice(lattice_options, blank, label, bounds)
-    return negative(log_likelihood), (logits, labels, denominators, posteriors)
-
-
-def _dense_loss_bwd(arcs_options, lattice_options, residuals, cotangents):
-    logits, labels, denominators, posteriors = residuals
-    weights = gradient_weights(lattice_options, posteriors)
-    operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
-    return arcs_bwd(arcs_options, *operands), None, None, None
-
-
-_dense_loss.defvjp(_dense_loss_fwd, _dense_loss_bwd)
 
 
 @partial(jax.jit, static_argnames=("options", "reduction", "return_posteriors"))

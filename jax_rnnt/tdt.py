@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from . import validation, validation_durations
-from ._native.jax_versions import align_varying_axes, with_whole_rows
-from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Utterances, cells_inside, labels_and_bounds
-from .label_windows import label_mask, only_allowed
-from .lattice import (
-    duration_lattice,
-    duration_lattice_score,
-    gradient_weights,
-    softmax_gradient,
-)
-from .lattice_reference import with_delay_penalty
+from .bounds import Utterances
 from .losses import checked_logits
-from .numerics import accumulator_dtype, log_denominator, log_ratio
-from .reduction import negative, reduce_losses
-from .types import (
-    ArcsOptions,
-    Array,
-    Implementation,
-    LatticeOptions,
-    Reduction,
-)
-
-
-class _Arcs(NamedTuple):
-    """Log-probabilities of arcs and durations."""
-
-    blank: jax.Array  # (*batch, T, U+1)
-    label: jax.Array
-    duration: jax.Array  # (*batch, D, T, U+1)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What is static about the loss."""
-
-    durations: tuple[int, ...]
-    sigma: float
-    arcs: ArcsOptions
-    lattice: LatticeOptions
-
-    @property
-    def lattice_params(self) -> dict[str, Any]:
-        return {"durations": self.durations, "labels_stay": False}
+from .transducers import TokenAndDurationTransducer, loss_of_scores
+from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
 
 
 def rnnt_loss_tdt(
@@ -132,86 +89,11 @@ def rnnt_loss_tdt(
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
         check,
     )
-    options = _Options(
-        durations,
-        validation.finite_number("sigma", sigma, minimum=0.0),
+    transducer = TokenAndDurationTransducer(
         arcs_options,
         lattice_options,
+        validation.finite_number("sigma", sigma, minimum=0.0),
+        durations,
     )
     reduction = validation.reduction_of(reduction)
-    return _rnnt_loss_tdt(logits, duration_logits, utterances, options, reduction)
-
-
-@partial(jax.jit, static_argnames=("options", "reduction"))
-def _rnnt_loss_tdt(
-    logits: jax.Array,
-    duration_logits: jax.Array,
-    utterances: Utterances,
-    options: _Options,
-    reduction: Reduction,
-) -> jax.Array:
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    logits, duration_logits = with_whole_rows(len(sizes.batch), logits, duration_logits)
-    labels, bounds = labels_and_bounds(logits, sizes, utterances, options.arcs.blank_id)
-    mask = label_mask(logits, sizes, utterances)
-    operands = align_varying_axes(logits, duration_logits, labels, bounds, mask)
-    loss: Any = _loss(options, *operands)
-    return reduce_losses(loss, reduction, utterances.where)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(
-    options: _Options,
-    logits: jax.Array,
-    duration_logits: jax.Array,
-    labels: jax.Array,
-    bounds: jax.Array,
-    mask: jax.Array | None,
-) -> jax.Array:
-    arcs, _ = _log_probs(options, logits, duration_logits, labels, bounds, mask)
-    op = partial(duration_lattice_score, options.arcs.implementation, **options.lattice_params)
-    return negative(op(*arcs, bounds))
-
-
-def _loss_fwd(options, logits, duration_logits, labels, bounds, mask):
-    arcs, denominators = _log_probs(options, logits, duration_logits, labels, bounds, mask)
-    op = partial(duration_lattice, options.arcs.implementation, **options.lattice_params)
-    log_likelihood, posteriors, of_durations = op(*arcs, bounds)
-    no_durations = duration_logits[..., :0]  # of their dtype
-    of_arcs = logits, labels, denominators, posteriors
-    return negative(log_likelihood), (of_arcs, no_durations, arcs.duration, of_durations)
-
-
-def _loss_bwd(options, residuals, cotangents):
-    (logits, labels, denominators, posteriors), no_durations, log_probs, of_durations = residuals
-    weights = gradient_weights(options.lattice, posteriors)
-    operands = align_varying_axes(logits, labels, denominators, *weights, cotangents)
-    d_logits = arcs_bwd(options.arcs, *operands)
-    operands = align_varying_axes(posteriors, log_probs, of_durations, cotangents)
-    d_durations = jnp.moveaxis(softmax_gradient(*operands), -3, -1)
-    return d_logits, d_durations.astype(no_durations.dtype), None, None, None
-
-
-_loss.defvjp(_loss_fwd, _loss_bwd)
-
-
-def _log_probs(
-    options: _Options,
-    logits: jax.Array,
-    duration_logits: jax.Array,
-    labels: jax.Array,
-    bounds: jax.Array,
-    mask: jax.Array | None,
-) -> tuple[_Arcs, jax.Array]:
-    """Log-probabilities, and denominators of the logits."""
-    blank, label, denominators = arcs_fwd(options.arcs, logits, labels, bounds)
-    if options.sigma != 0:
-        blank, label = blank - options.sigma, label - options.sigma
-    label = with_delay_penalty(label, bounds, options.lattice.delay_penalty)
-    label = only_allowed(label, mask)
-    *_, T, W, _ = logits.shape
-    inside = cells_inside(bounds, T, W, W - 1)[..., None]
-    scores = jnp.where(inside, duration_logits.astype(accumulator_dtype(logits.dtype)), 0)
-    denominator = (x[..., None] for x in log_denominator(scores))
-    duration = jnp.moveaxis(log_ratio(scores, *denominator), -1, -3)
-    return _Arcs(blank, label, duration), denominators
+    return loss_of_scores(transducer, (logits, duration_logits), utterances, reduction)
