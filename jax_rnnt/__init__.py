@@ -17,7 +17,7 @@ from .label_windows import label_windows_from_frames
 from .lengths import lengths_from_paddings
 from .linear_joint import LinearJoint
 from .losses import rnnt_loss, rnnt_loss_from_arcs
-from .multi_blank import rnnt_loss_multi_blank
+from .multi_blank import rnnt_loss_multi_blank, rnnt_loss_multi_blank_joint
 from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
 from .packed_alignment import (
     expected_emission_frames_packed,
@@ -28,7 +28,7 @@ from .packed_alignment import (
 from .packed_inputs import pack_joint_inputs, packed_size
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
-from .tdt import rnnt_loss_tdt
+from .tdt import rnnt_loss_tdt, rnnt_loss_tdt_joint
 from .types import Alignment, BestLabels, Posteriors
 
 __version__ = _version("jax-rnnt")
@@ -69,6 +69,7 @@ __all__ = [
     "rnnt_loss_from_arcs",
     "rnnt_loss_joint",
     "rnnt_loss_multi_blank",
+    "rnnt_loss_multi_blank_joint",
     "rnnt_loss_packed",
     "rnnt_loss_packed_from_arcs",
     "rnnt_loss_pruned",
@@ -76,6 +77,7 @@ __all__ = [
     "rnnt_loss_simple",
     "rnnt_loss_smoothed",
     "rnnt_loss_tdt",
+    "rnnt_loss_tdt_joint",
 ]
 
 

@@ -168,11 +168,14 @@ class BoxGrid:
         return _with_blocks(sums, *operands, most_of_a_block=self.rows)
 
     def load(self, plane: jax.Array, tile: Tile) -> jax.Array:
-        """A tile's part of a `(B, T, W)` plane, zero outside."""
-        cells = plane[
-            tile.utterance[:, None, None], tile.frames[:, :, None], tile.positions[:, None, :]
-        ]
-        return jnp.where(self._inside(tile), cells, 0)
+        """A tile's part of a `(B, T, W)` plane, or of planes `(B, N, T, W)`, zero outside."""
+        b = tile.utterance[:, None, None]
+        t, u = tile.frames[:, :, None], tile.positions[:, None, :]
+        inside = self._inside(tile)
+        if plane.ndim == 3:
+            return jnp.where(inside, plane[b, t, u], 0)
+        n = axis_index(4, 1, plane.shape[1])
+        return jnp.where(inside[:, None], plane[b[:, None], n, t[:, None], u[:, None]], 0)
 
     def _inside(self, tile: Tile) -> jax.Array:
         """Which cells of a tile are not moved to the edge."""

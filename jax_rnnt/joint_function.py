@@ -26,6 +26,8 @@ class JointFunction:
     which these are summed, and constants, of which random keys come as integers. The arrays that
     the function closes over follow the constants, since not everything that runs it may have some.
 
+    It returns the scores of rows as a tuple: logits, and what else there is.
+
     A function with `mixed_precision` takes variables in that dtype, where another gets its own
     parameters, and rounds the gradient by its logits to the dtype of the rows.
     """
@@ -38,7 +40,7 @@ class JointFunction:
 
     def __call__(
         self, variables: Sequence[jax.Array], constants: Sequence[jax.Array], *rows: jax.Array
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, ...]:
         rest, fixed = iter(variables), iter(constants)
         leaves = [x.assemble(rest, fixed) for x in self.leaves]
         if not self._mixed_precision:
@@ -48,13 +50,12 @@ class JointFunction:
             ]
         params = self.structure.unflatten(leaves)
         if not self.closed_over:
-            return self.function(params, *rows)
+            return tuple(jax.tree.leaves(self.function(params, *rows)))
         arrays = [x.assemble(fixed, fixed) for x in self.closed_over]
         traced = jax.make_jaxpr(self.function)(params, *rows)
         self._check_closed_over(traced.consts)
         operands = jax.tree.leaves((params, rows))
-        (logits,) = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, arrays))(*operands)
-        return logits
+        return tuple(jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, arrays))(*operands))
 
     def gradient_dtype(self, *of_rows: Any) -> Any:
         """That to which it rounds the gradient by its logits, from those of the rows. None: as it

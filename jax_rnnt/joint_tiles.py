@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._native.jax_versions import align_varying_axes, varying_zeros
-from .arcs import arcs_bwd, arcs_fwd
 from .boxes import BoxGrid, Tile
 from .joint_function import JointFunction, for_sums
 from .numerics import axis_index
 from .per_shard import per_shard
 from .random_keys import keys_of_cells
-from .types import ArcsOptions, LatticeOptions, Posteriors
+from .transducers import Arcs, Transducer, Weights
 
 _BOX = 16, 8
 """Frames and label positions of a box: few of its cells are outside of an utterance."""
@@ -41,8 +40,7 @@ class JointOptions:
     predictor_dtype: Any
     arcs_dtype: Any
     key_impl: str | None
-    arcs: ArcsOptions
-    lattice: LatticeOptions
+    transducer: Transducer
 
     def grid(self, encoder: jax.Array, predictor: jax.Array) -> BoxGrid:
         """For operands with one batch dimension."""
@@ -64,8 +62,8 @@ def joint_arcs(
     encoder: jax.Array,
     predictor: jax.Array,
     ints: IntegerOperands,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Blank arcs, label arcs and denominators, each `(*batch, T, U+1)`."""
+) -> Arcs:
+    """Those of the logits for all pairs of a frame and a label position."""
     operands, structure = jax.tree.flatten((encoder, predictor, ints))
     num_operands, num_variables = len(operands), len(variables)
 
@@ -75,8 +73,7 @@ def joint_arcs(
         return _arcs_of_tiles(parts, *structure.unflatten(utterances))
 
     shared = (*variables, *constants)
-    blank, label, denominators = per_shard(function, encoder.ndim - 2, *operands, shared=shared)
-    return blank, label, denominators
+    return Arcs(*per_shard(function, encoder.ndim - 2, *operands, shared=shared))
 
 
 def joint_gradients(
@@ -87,12 +84,13 @@ def joint_gradients(
     predictor: jax.Array,
     ints: IntegerOperands,
     denominators: jax.Array,
-    weights: Posteriors,
+    durations: jax.Array | None,
+    weights: Weights,
     cotangents: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """Gradients by the encoder's and the predictor's output, then by each variable."""
     operands, structure = jax.tree.flatten(
-        (encoder, predictor, ints, denominators, weights, cotangents)
+        (encoder, predictor, ints, denominators, durations, weights, cotangents)
     )
     num_operands, num_variables = len(operands), len(variables)
 
@@ -113,17 +111,17 @@ class _Parts(NamedTuple):
     variables: Sequence[jax.Array]
     constants: Sequence[jax.Array]
 
-    def logits(
+    def scores(
         self,
         tile: Tile,
         keys: jax.Array | None,
         variables: Sequence[jax.Array],
         encoder_rows: jax.Array,
         predictor_rows: jax.Array,
-    ) -> jax.Array:
-        """`(boxes, box_frames, box_positions, V)`, from rows of frames and of label positions.
+    ) -> tuple[jax.Array, ...]:
+        """Logits `(boxes, box_frames, box_positions, V)`, and what else the network returns.
 
-        These may be in the dtype in which gradients are summed.
+        The rows of frames and of label positions may be in the dtype in which gradients are summed.
         """
         cells = (*encoder_rows.shape[:2], predictor_rows.shape[1])
         rows = [
@@ -135,8 +133,8 @@ class _Parts(NamedTuple):
         ]
         if keys is not None:
             rows.append(self._keys(tile, keys))
-        logits = self.options.joint(variables, self.constants, *rows)
-        return logits.reshape(*cells, -1)
+        scores = self.options.joint(variables, self.constants, *rows)
+        return tuple(x.reshape(*cells, -1) for x in scores)
 
     def _keys(self, tile: Tile, keys: jax.Array) -> jax.Array:
         """One for each cell."""
@@ -159,11 +157,12 @@ def _arcs_of_tiles(
     parts: _Parts, encoder: jax.Array, predictor: jax.Array, ints: IntegerOperands
 ) -> tuple[jax.Array, ...]:
     options = parts.options
+    transducer = options.transducer
     grid = options.grid(encoder, predictor)
     if grid.num_boxes == 0:
         plane = jnp.zeros((*encoder.shape[:2], predictor.shape[1]), options.arcs_dtype)
-        return plane, plane, plane
-    tiles = grid.tiles(grid.with_paths(ints.bounds, options.lattice.topology))
+        return _stacked([plane] * (3 + transducer.num_durations))
+    tiles = grid.tiles(grid.with_paths(ints.bounds, transducer.lattice.topology))
 
     def one_tile(index: jax.Array, planes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         tile = grid.tile(tiles, index)
@@ -171,19 +170,30 @@ def _arcs_of_tiles(
         t, u = (axis_index(2, 1, size) for size in (grid.box_frames, grid.box_positions))
         in_frame = (bounds[:, 0, None] <= t) & (t < bounds[:, 1, None])
         in_position = (bounds[:, 2, None] <= u) & (u <= bounds[:, 3, None])
-        logits = parts.logits(
+        scores = parts.scores(
             tile,
             ints.keys,
             parts.variables,
             _kept(encoder[tile.utterance[:, None], tile.frames], in_frame),
             _kept(predictor[tile.utterance[:, None], tile.positions], in_position),
         )
-        arcs = arcs_fwd(options.arcs, logits, _labels_of(ints.labels, tile), bounds)
-        return tuple(grid.store(x, tile, y) for x, y in zip(planes, arcs, strict=True))
+        blank, label, denominators, durations = transducer.log_probs(
+            scores, _labels_of(ints.labels, tile), bounds
+        )
+        values = [blank, label, denominators]
+        if durations is not None:
+            values += list(jnp.moveaxis(durations, 1, 0))
+        return tuple(grid.store(x, tile, y) for x, y in zip(planes, values, strict=True))
 
     zeros = align_varying_axes(encoder, grid.zeros(options.arcs_dtype))[1]
-    planes = lax.fori_loop(0, tiles.number, one_tile, (zeros, zeros, zeros))
-    return tuple(map(grid.plane, planes))
+    planes = (zeros,) * (3 + transducer.num_durations)
+    planes = lax.fori_loop(0, tiles.number, one_tile, planes)
+    return _stacked([grid.plane(x) for x in planes])
+
+
+def _stacked(planes: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """The first three, and any others as one array `(B, N, T, W)`."""
+    return (*planes[:3], jnp.stack(planes[3:], axis=1)) if planes[3:] else tuple(planes)
 
 
 def _gradients_of_tiles(
@@ -193,7 +203,8 @@ def _gradients_of_tiles(
     predictor: jax.Array,
     ints: IntegerOperands,
     denominators: jax.Array,
-    weights: Posteriors,
+    durations: jax.Array | None,
+    weights: Weights,
     cotangents: jax.Array,
 ) -> tuple[jax.Array, ...]:
     options = parts.options
@@ -211,11 +222,13 @@ def _gradients_of_tiles(
     def one_tile(index: jax.Array, gradients: Any) -> Any:
         d_encoder, d_predictor, d_variables = gradients
         tile = grid.tile(tiles, index)
-        tile_denominators, *tile_weights = (grid.load(x, tile) for x in (denominators, *weights))
-        active = (tile_weights[0] != 0) | (tile_weights[1] != 0)
+        tile_denominators, tile_durations, tile_weights = jax.tree.map(
+            lambda x: grid.load(x, tile), (denominators, durations, weights)
+        )
+        active = (tile_weights.blank != 0) | (tile_weights.label != 0)
 
-        def logits_of(variables: Any, encoder_rows: jax.Array, predictor_rows: jax.Array) -> Any:
-            return parts.logits(
+        def scores_of(variables: Any, encoder_rows: jax.Array, predictor_rows: jax.Array) -> Any:
+            return parts.scores(
                 tile,
                 ints.keys,
                 variables,
@@ -223,24 +236,24 @@ def _gradients_of_tiles(
                 _kept(predictor_rows, jnp.any(active, axis=1)),
             )
 
-        logits, pullback = jax.vjp(
-            logits_of,
+        scores, pullback = jax.vjp(
+            scores_of,
             list(parts.variables),
             for_sums(encoder[tile.utterance[:, None], tile.frames]),
             for_sums(predictor[tile.utterance[:, None], tile.positions]),
         )
-        d_logits = arcs_bwd(
-            options.arcs,
-            *align_varying_axes(
-                logits,
-                _labels_of(ints.labels, tile),
-                tile_denominators,
-                *tile_weights,
-                cotangents[tile.utterance],
-            ),
-            gradient_dtype=gradient_dtype,
+        gradients_by_scores = options.transducer.gradients(
+            scores,
+            _labels_of(ints.labels, tile),
+            tile_denominators,
+            tile_durations,
+            tile_weights,
+            cotangents[tile.utterance],
+            gradient_dtype,
         )
-        more_variables, of_frames, of_positions = pullback(d_logits.astype(logits.dtype))
+        more_variables, of_frames, of_positions = pullback(
+            tuple(x.astype(y.dtype) for x, y in zip(gradients_by_scores, scores, strict=True))
+        )
         group = tile.utterance[0] // max(grid.batch // num_groups, 1)
         d_variables = [
             x.at[group].add(more) for x, more in zip(d_variables, more_variables, strict=True)

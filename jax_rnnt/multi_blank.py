@@ -1,13 +1,16 @@
-"""The loss of multi-blank transducers."""
+"""The losses of multi-blank transducers: from logits, and from a joint network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from . import validation, validation_durations
-from .bounds import Utterances
+from .bounds import Sizes, Utterances
+from .joint_function import JointCallable
+from .joint_loss import JointOperands, loss_of_joint
 from .losses import checked_logits
 from .transducers import MultiBlankTransducer, loss_of_scores
 from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
@@ -80,6 +83,94 @@ def rnnt_loss_multi_blank(
         check,
     )
     sizes = validation.sizes_of("logits", logits.shape, 3)
+    transducer = _transducer(
+        sizes, utterances, arcs_options, lattice_options,
+        big_blank_ids, big_blank_durations, sigma, check,
+    )  # fmt: skip
+    reduction = validation.reduction_of(reduction)
+    return loss_of_scores(transducer, (logits,), utterances, reduction)
+
+
+def rnnt_loss_multi_blank_joint(
+    joint_fn: JointCallable,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    big_blank_ids: Sequence[int],
+    big_blank_durations: Sequence[int],
+    sigma: float = 0.0,
+    rng: jax.Array | None = None,
+    rows_per_tile: int | None = None,
+    blank_id: int = 0,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    clamp: float | None = None,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array:
+    """`rnnt_loss_multi_blank` from a joint network, without storing its logits or its activations.
+
+    Logits of some cells at a time are computed, and once more in the backward pass, as in
+    `rnnt_loss_joint`: cells outside of the utterances cost nothing, nor do, in the backward pass,
+    those without a probability. Memory beside inputs and gradients: a few `(*batch, T, U+1)`
+    planes, two more for each blank, and what `joint_fn` needs for a tile of cells.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn, params, encoder_out, predictor_out, rng, rows_per_tile: as in `rnnt_loss_joint`. The
+        network's V classes include all blanks.
+      labels, logit_lengths, label_lengths, big_blank_ids, big_blank_durations, sigma, blank_id,
+        fastemit_lambda, delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction,
+        where, implementation, check: as in `rnnt_loss_multi_blank`.
+
+    Returns:
+      As `rnnt_loss_multi_blank`. Gradients as in `rnnt_loss_joint`: in reverse mode, once.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_multi_blank` and `rnnt_loss_joint`.
+    """
+    joint = JointOperands.checked(joint_fn, params, encoder_out, predictor_out, rng)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        joint.sizes,
+        utterances,
+        ArcsOptions(blank_id, "softmax", clamp, implementation),
+        LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
+        check,
+    )
+    transducer = _transducer(
+        joint.sizes, utterances, arcs_options, lattice_options,
+        big_blank_ids, big_blank_durations, sigma, check,
+    )  # fmt: skip
+    reduction = validation.reduction_of(reduction)
+    return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)
+
+
+def _transducer(
+    sizes: Sizes,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+    big_blank_ids: Any,
+    big_blank_durations: Any,
+    sigma: Any,
+    check: Any,
+) -> MultiBlankTransducer:
+    """With the big blanks checked, and the labels for none of them."""
     transducer = MultiBlankTransducer(
         arcs_options,
         lattice_options,
@@ -90,5 +181,4 @@ def rnnt_loss_multi_blank(
     )
     for big_blank in transducer.big_blank_ids:
         validation.checked_utterances(sizes, utterances, big_blank, check)
-    reduction = validation.reduction_of(reduction)
-    return loss_of_scores(transducer, (logits,), utterances, reduction)
+    return transducer

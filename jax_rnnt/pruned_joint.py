@@ -273,7 +273,7 @@ def _arcs(
             options.arcs.implementation, options.tile(encoder, begin), predictor, tile_ranges
         )
         keys = options.keys(band, tile_ranges, begin)
-        logits = options.joint(variables, constants, *rows, *keys)
+        (logits,) = options.joint(variables, constants, *rows, *keys)
         labels, frame_bounds = (options.tile(x, begin) for x in (band.labels, band.frame_bounds))
         arcs = band_arcs_fwd(options.arcs, logits, labels, frame_bounds)
         pairs = zip(planes, arcs, strict=True)
@@ -347,7 +347,8 @@ def _gradients(
     ) -> jax.Array:
         am, lm = band_rows(options.arcs.implementation, encoder, wide_predictor, ranges)
         am, lm = (jnp.where(active[..., None], x, 0) for x in (am, lm))
-        return options.joint(variables, constants, am, lm.astype(predictor.dtype), *keys)
+        (logits,) = options.joint(variables, constants, am, lm.astype(predictor.dtype), *keys)
+        return logits
 
     def one_tile(gradients: Any, begin: jax.Array) -> Any:
         d_variables, d_encoder, d_predictor = gradients

@@ -1,13 +1,16 @@
-"""The loss of the Token-and-Duration Transducer."""
+"""The losses of the Token-and-Duration Transducer: from scores, and from its joint network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
 from . import validation, validation_durations
 from .bounds import Utterances
+from .joint_function import JointCallable
+from .joint_loss import JointOperands, loss_of_joint
 from .losses import checked_logits
 from .transducers import TokenAndDurationTransducer, loss_of_scores
 from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
@@ -97,3 +100,77 @@ def rnnt_loss_tdt(
     )
     reduction = validation.reduction_of(reduction)
     return loss_of_scores(transducer, (logits, duration_logits), utterances, reduction)
+
+
+def rnnt_loss_tdt_joint(
+    joint_fn: JointCallable,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    durations: Sequence[int] = (0, 1, 2, 3, 4),
+    sigma: float = 0.0,
+    rng: jax.Array | None = None,
+    rows_per_tile: int | None = None,
+    blank_id: int = 0,
+    fastemit_lambda: float = 0.0,
+    delay_penalty: float = 0.0,
+    clamp: float | None = None,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    reduction: Reduction = "none",
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> jax.Array:
+    """`rnnt_loss_tdt` from a joint network, without storing its scores or its activations.
+
+    Scores of some cells at a time are computed, and once more in the backward pass, as in
+    `rnnt_loss_joint`: cells outside of the utterances cost nothing, nor do, in the backward pass,
+    those without a probability. Memory beside inputs and gradients: a few `(*batch, T, U+1)`
+    planes, two more for each duration, and what `joint_fn` needs for a tile of cells.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn: `(params, encoder_rows, predictor_rows) -> (logits, duration_logits)` maps rows
+        `(n, D1)` and `(n, D2)`, for some n, to scores `(n, V)` of the tokens and `(n, D)` of the
+        durations, each row for itself. The rest as in `rnnt_loss_joint`.
+      params, encoder_out, predictor_out, rng, rows_per_tile: as in `rnnt_loss_joint`.
+      labels, logit_lengths, label_lengths, durations, sigma, blank_id, fastemit_lambda,
+        delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
+        implementation, check: as in `rnnt_loss_tdt`.
+
+    Returns:
+      As `rnnt_loss_tdt`. Gradients as in `rnnt_loss_joint`: in reverse mode, once.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_tdt` and `rnnt_loss_joint`.
+    """
+    durations = validation_durations.increasing_durations(durations)
+    operands = params, encoder_out, predictor_out, rng
+    joint = JointOperands.checked(joint_fn, *operands, num_durations=len(durations))
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        joint.sizes,
+        utterances,
+        ArcsOptions(blank_id, "softmax", clamp, implementation),
+        LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
+        check,
+    )
+    transducer = TokenAndDurationTransducer(
+        arcs_options,
+        lattice_options,
+        validation.finite_number("sigma", sigma, minimum=0.0),
+        durations,
+    )
+    reduction = validation.reduction_of(reduction)
+    return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)

@@ -40,14 +40,21 @@ def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax
 
 
 def traced_logits(
-    joint_fn: Callable[..., Any], rows: tuple[int, ...], letters: str, *operands: Any
+    joint_fn: Callable[..., Any],
+    rows: tuple[int, ...],
+    letters: str,
+    *operands: Any,
+    num_durations: int | None = None,
 ) -> tuple[jax.ShapeDtypeStruct, list[Any]]:
     """What `joint_fn` returns, `(*rows, V)` logits, and the arrays that it closes over.
 
-    `letters` stand for the expected shape. Operands are arrays or their shapes.
+    Args:
+      letters: stand for the expected shape.
+      operands: arrays or their shapes.
+      num_durations: D, where a pair is expected, with `(*rows, D)` scores of durations.
     """
     _check_joint_function(joint_fn, len(operands))
-    jaxpr, logits = jax.make_jaxpr(joint_fn, return_shape=True)(*operands)
+    jaxpr, result = jax.make_jaxpr(joint_fn, return_shape=True)(*operands)
     for constant in jaxpr.consts:
         if isinstance(constant, Tracer):
             raise TypeError(
@@ -55,20 +62,50 @@ def traced_logits(
                 "function of its arguments alone. Pass the value in params, which may be any "
                 "pytree of arrays."
             )
-    shape, dtype = getattr(logits, "shape", None), getattr(logits, "dtype", None)
-    if shape is None or dtype is None:
-        raise TypeError(f"joint_fn returned a {type(logits).__name__}; expected an array, logits.")
-    if not any(dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
-        raise TypeError(
-            f"joint_fn returned logits of dtype {dtype}; expected float32, float64, bfloat16 or "
-            "float16."
-        )
+    logits = result
+    if num_durations is not None:
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise TypeError(
+                f"joint_fn returned {_what(result)}; expected a pair of arrays, (logits, "
+                f"duration_logits), of shapes {letters} and (n, D) with D = {num_durations}, the "
+                "number of durations."
+            )
+        logits, duration_logits = result
+        _check_float_array("duration_logits", duration_logits)
+        if duration_logits.shape != (*rows, num_durations):
+            raise ValueError(
+                f"joint_fn returned duration_logits of shape {duration_logits.shape}; expected "
+                f"(n, D) = {(*rows, num_durations)}, one row for each pair of rows and a score for "
+                "each duration."
+            )
+    _check_float_array("logits", logits)
+    shape = logits.shape
     if len(shape) != len(rows) + 1 or tuple(shape[:-1]) != tuple(rows) or shape[-1] < 1:
         raise ValueError(
             f"joint_fn returned logits of shape {shape}; expected {letters} with all dimensions "
             f"but the last = {tuple(rows)}, one row for each pair of rows, and V >= 1."
         )
     return logits, list(jaxpr.consts)
+
+
+def _check_float_array(name: str, array: Any) -> None:
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        raise TypeError(f"joint_fn returned {_what(array)}; expected an array, {name}.")
+    if not any(dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
+        raise TypeError(
+            f"joint_fn returned {name} of dtype {dtype}; expected float32, float64, bfloat16 or "
+            "float16."
+        )
+
+
+def _what(result: Any) -> str:
+    """Names what a traced function returned."""
+    if isinstance(result, jax.ShapeDtypeStruct):
+        return f"one array of shape {result.shape}"
+    if isinstance(result, (tuple, list)):
+        return f"a {type(result).__name__} of {len(result)}"
+    return f"a {type(result).__name__}"
 
 
 def _check_joint_function(joint_fn: Any, num_arguments: int) -> None:
