@@ -16,7 +16,7 @@ EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.
                   test_properties.py test_regressions.py test_pruning.py test_wide_lattice.py \
                   test_packed.py test_packed_alignment.py test_alignment.py test_joint.py \
                   test_in_place.py test_factored.py test_factored_bad_input.py test_row_sums.py \
-                  test_tdt.py test_multi_blank.py) \
+                  test_tdt.py test_multi_blank.py test_duration_joint.py) \
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices test_factored.py::test_large_products \

@@ -227,9 +227,35 @@ def librispeech_packed(params: Operands, constants: Operands) -> jax.Array:
     return jax_rnnt.rnnt_loss_packed(logits, constants["labels"], *lengths, reduction="sum")
 
 
+def librispeech_tdt_joint(params: Operands, constants: Operands) -> jax.Array:
+    """The last classes of the joint network stand for durations."""
+    D = len(DURATIONS)
+    outputs = {
+        "tokens": jax.tree.map(lambda x: x[..., :-D], params["joiner"]),
+        "durations": jax.tree.map(lambda x: x[..., -D:], params["joiner"]),
+    }
+
+    def network(outputs: Any, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        joiner = jax_rnnt.LinearJoint()
+        return joiner(outputs["tokens"], *rows), joiner(outputs["durations"], *rows)
+
+    num_tokens = outputs["tokens"]["kernel"].shape[-1]
+    labels = jnp.minimum(constants["labels"], num_tokens - 1)
+    return jax_rnnt.rnnt_loss_tdt_joint(
+        network,
+        outputs,
+        params["encoder"],
+        params["predictor"],
+        **{**constants, "labels": labels},
+        durations=DURATIONS,
+        reduction="sum",
+    )
+
+
 LIBRISPEECH_LOSSES = {
     "rnnt_loss_packed": librispeech_packed,
     "rnnt_loss_joint": librispeech_joint,
+    "rnnt_loss_tdt_joint": librispeech_tdt_joint,
     "rnnt_loss_pruned": partial(librispeech_pruned, s_range=S_RANGE),
 }
 

@@ -17,6 +17,9 @@ from .numerics import accumulator_dtype
 JointCallable = Callable[..., jax.Array]
 """`(params, encoder_rows, predictor_rows) -> logits`, see `rnnt_loss_joint`."""
 
+DurationJointCallable = Callable[..., tuple[jax.Array, jax.Array]]
+"""The same with a second result, scores of durations, see `rnnt_loss_tdt_joint`."""
+
 
 @dataclass(frozen=True)
 class JointFunction:
@@ -32,7 +35,7 @@ class JointFunction:
     parameters, and rounds the gradient by its logits to the dtype of the rows.
     """
 
-    function: JointCallable
+    function: JointCallable | DurationJointCallable
     structure: Any  # of the pytree of parameters
     leaves: tuple[_Leaf, ...]
     closed_over: tuple[_Leaf, ...]
@@ -103,7 +106,7 @@ def _leaf(x: jax.Array) -> _Leaf:
 
 
 def take_apart(
-    function: JointCallable, params: Any, closed_over: Sequence[Any] = ()
+    function: JointCallable | DurationJointCallable, params: Any, closed_over: Sequence[Any] = ()
 ) -> tuple[JointFunction, list[jax.Array], list[jax.Array], list[jax.Array]]:
     """The network, its variables, its constants and what it closes over, in the order of tracing.
 

@@ -17,7 +17,13 @@ from ._native.jax_versions import (
     with_whole_rows,
 )
 from .bounds import Sizes, Utterances, labels_and_bounds
-from .joint_function import JointCallable, JointFunction, default_rows_per_tile, take_apart
+from .joint_function import (
+    DurationJointCallable,
+    JointCallable,
+    JointFunction,
+    default_rows_per_tile,
+    take_apart,
+)
 from .joint_tiles import IntegerOperands, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask
 from .linear_joint import with_whole_vectors
@@ -48,7 +54,7 @@ class JointOperands(NamedTuple):
 
     @staticmethod
     def checked(
-        joint_fn: JointCallable,
+        joint_fn: JointCallable | DurationJointCallable,
         params: Any,
         encoder_out: Array,
         predictor_out: Array,

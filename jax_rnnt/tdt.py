@@ -9,7 +9,7 @@ import jax
 
 from . import validation, validation_durations
 from .bounds import Utterances
-from .joint_function import JointCallable
+from .joint_function import DurationJointCallable
 from .joint_loss import JointOperands, loss_of_joint
 from .losses import checked_logits
 from .transducers import TokenAndDurationTransducer, loss_of_scores
@@ -103,7 +103,7 @@ def rnnt_loss_tdt(
 
 
 def rnnt_loss_tdt_joint(
-    joint_fn: JointCallable,
+    joint_fn: DurationJointCallable,
     params: Any,
     encoder_out: Array,
     predictor_out: Array,

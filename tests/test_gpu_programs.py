@@ -72,6 +72,23 @@ def joint(variables: Any, *rest: Any) -> jax.Array:
     ).sum()
 
 
+def tdt_joint(variables: Any, *utterances: Any) -> jax.Array:
+    def network(kernel: jax.Array, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = jax_rnnt.LinearJoint()({"kernel": kernel}, *rows)
+        return scores[:, :-5], scores[:, -5:]
+
+    rows, kernel = variables
+    return jax_rnnt.rnnt_loss_tdt_joint(network, kernel, *rows, *utterances).sum()
+
+
+def multi_blank_joint(variables: Any, *utterances: Any) -> jax.Array:
+    rows, kernel = variables
+    return jax_rnnt.rnnt_loss_multi_blank_joint(
+        jax_rnnt.LinearJoint(), {"kernel": kernel}, *rows, *utterances,
+        big_blank_ids=(-1, -2), big_blank_durations=(2, 4),
+    ).sum()  # fmt: skip
+
+
 def pruned_joint(variables: Any, labels: Any, ranges: Any, *lengths: Any) -> jax.Array:
     rows, kernel = variables
     return jax_rnnt.rnnt_loss_pruned_joint(
@@ -143,13 +160,23 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], tu
         ARCS + ("jax_rnnt_banded_lattice", "jax_rnnt_row_sums"),
     ),
     "joint": (joint, lambda dtype: (with_kernel(dtype), *UTTERANCES), ARCS + LATTICE),
+    "tdt joint": (
+        tdt_joint,
+        lambda dtype: (with_kernel(dtype), *UTTERANCES),
+        ARCS + ("jax_rnnt_duration_lattice",),
+    ),
+    "multi-blank joint": (
+        multi_blank_joint,
+        lambda dtype: (with_kernel(dtype), *UTTERANCES),
+        ARCS + ("jax_rnnt_duration_lattice",),
+    ),
     "from arcs": (
         from_arcs,
         lambda dtype: ([array(B, T, U + 1, dtype=dtype)] * 2, *LENGTHS),
         LATTICE,
     ),
 }
-IN_TILES = "joint", "pruned joint"
+IN_TILES = "joint", "tdt joint", "multi-blank joint", "pruned joint"
 
 
 def custom_calls(program: Program) -> list[str]:
