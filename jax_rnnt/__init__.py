@@ -26,8 +26,10 @@ from .packed_alignment import (
     rnnt_best_labels_packed,
 )
 from .packed_inputs import pack_joint_inputs, packed_size
+from .prune_ranges import get_rnnt_prune_ranges
 from .pruned_joint import rnnt_loss_pruned_joint
-from .pruning import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned
+from .pruned_loss import rnnt_loss_pruned
+from .pruning import do_rnnt_pruning
 from .tdt import rnnt_loss_tdt, rnnt_loss_tdt_joint
 from .types import Alignment, BestLabels, Posteriors
 

@@ -9,6 +9,7 @@ import jax
 from . import validation, validation_factored, validation_pruning
 from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .arcs import arcs_fwd
+from .bands import band_arcs_fwd, band_operands
 from .bounds import Utterances, labels_and_bounds
 from .factored import checked_halves
 from .factored_arcs import factored_arcs_fwd
@@ -16,7 +17,7 @@ from .label_windows import label_mask, only_allowed
 from .lattice import banded_best_path, best_path
 from .losses import checked_arcs, checked_logits
 from .numerics import accumulator_dtype
-from .pruning import band_arcs_fwd, band_operands, checked_band
+from .pruned_loss import checked_band
 from .types import (
     Alignment,
     ArcsOptions,
@@ -111,7 +112,7 @@ def rnnt_align_from_arcs(
       As `rnnt_align`.
 
     Raises:
-      TypeError, ValueError: as `rnnt_loss_from_arcs`.
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_from_arcs`.
     """
     utterances = Utterances(
         logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,

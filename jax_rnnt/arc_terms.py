@@ -63,8 +63,8 @@ def rnnt_loss_from_arc_terms(
       finite, the first term has it, the others are 0, and gradients are 0.
 
     Raises:
-      TypeError, ValueError: as `rnnt_loss_from_arcs`; also for no terms, and for different numbers
-        of blank and label terms.
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_from_arcs`; also for no terms, and
+        for different numbers of blank and label terms.
     """
     blanks, labels = validation_factored.arc_terms(blank_terms, label_terms)
     sizes = validation.sizes_of("blank_terms[0]", blanks[0].shape, 2)

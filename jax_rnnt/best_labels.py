@@ -12,12 +12,12 @@ from jax import lax
 
 from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes, with_whole_rows
+from .bands import band_arcs_fwd
 from .bounds import Sizes, Utterances, labels_and_bounds, rows_inside, stack_alike
 from .factored_arcs import factored_best_arcs
 from .label_windows import label_mask, only_allowed
 from .lattice import best_path
 from .numerics import accumulator_dtype, axis_index
-from .pruning import band_arcs_fwd
 from .types import (
     Alignment,
     ArcsOptions,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from . import validation, validation_joint
 from ._native.jax_versions import (
@@ -20,16 +20,13 @@ from .bounds import Sizes, Utterances, labels_and_bounds
 from .joint_function import (
     DurationJointCallable,
     JointCallable,
-    JointFunction,
     default_rows_per_tile,
-    take_apart,
 )
 from .joint_tiles import IntegerOperands, JointOptions, joint_arcs, joint_gradients
 from .label_windows import label_mask
-from .linear_joint import with_whole_vectors
 from .numerics import accumulator_dtype
-from .random_keys import keys_of_utterances
 from .reduction import negative, reduce_losses
+from .traced_joint import TracedJoint
 from .transducers import Transducer
 from .types import Array, Reduction
 
@@ -39,17 +36,11 @@ whole even if few boxes fill it, and this bounds the waste."""
 
 
 class JointOperands(NamedTuple):
-    """A joint network, taken apart, and what it joins."""
+    """A joint network and what it joins."""
 
-    function: JointFunction
-    variables: list[jax.Array]
-    constants: list[jax.Array]
-    closed_over: list[jax.Array]
+    joint: TracedJoint
     encoder: jax.Array  # (*batch, T, D1)
     predictor: jax.Array  # (*batch, U+1, D2)
-    keys: jax.Array | None  # (*batch, words)
-    key_impl: str | None
-    logits: jax.ShapeDtypeStruct  # of two rows
     sizes: Sizes
 
     @staticmethod
@@ -63,24 +54,17 @@ class JointOperands(NamedTuple):
     ) -> JointOperands:
         """From a loss's arguments. `num_durations`: of a network that returns their scores, too."""
         encoder, predictor, sizes = validation_joint.joint_operands(encoder_out, predictor_out)
-        params = jax.tree.map(jnp.asarray, params)
-        keys, key_impl = keys_of_utterances(rng, sizes.batch)
-        rows = [jax.ShapeDtypeStruct((2, x.shape[-1]), x.dtype) for x in (encoder, predictor)]
-        if rng is not None:
-            rows.append(jax.eval_shape(lambda: jax.random.split(jax.random.key(0, impl=key_impl))))
-        logits, closed_over = validation_joint.traced_logits(
-            joint_fn, (2,), "(n, V)", params, *rows, num_durations=num_durations
+        joint = TracedJoint.of(
+            joint_fn, params, encoder, predictor, rng, (2,), "(n, V)", num_durations
         )
-        joint_fn, params = with_whole_vectors(joint_fn, params, logits)
-        parts = take_apart(joint_fn, params, closed_over)
-        sizes = Sizes(sizes.batch, sizes.T, sizes.U, logits.shape[-1])
-        return JointOperands(*parts, encoder, predictor, keys, key_impl, logits, sizes)
+        return JointOperands(joint, encoder, predictor, replace(sizes, V=joint.logits.shape[-1]))
 
     def rows_per_tile(self) -> int:
+        """How many to compute at a time, where the caller does not say."""
         cells = math.prod((*self.sizes.batch, self.sizes.T, self.sizes.U + 1))
         most = cells // _FEWEST_TILES
         return default_rows_per_tile(
-            self.logits,
+            self.joint.logits,
             self.encoder,
             self.predictor,
             most=most if isinstance(most, int) else None,  # symbolic when exported
@@ -89,17 +73,17 @@ class JointOperands(NamedTuple):
 
 def loss_of_joint(
     transducer: Transducer,
-    joint: JointOperands,
+    operands: JointOperands,
     utterances: Utterances,
     rows_per_tile: int | None,
     reduction: Reduction,
 ) -> jax.Array:
     """The loss of arguments that, but for `rows_per_tile`, have been checked."""
-    sizes = joint.sizes
+    joint, encoder, predictor, sizes = operands
     if rows_per_tile is None:
-        rows_per_tile = joint.rows_per_tile()
+        rows_per_tile = operands.rows_per_tile()
     rows_per_tile = validation.whole_number("rows_per_tile", rows_per_tile, minimum=1)
-    encoder, predictor = with_whole_rows(len(sizes.batch), joint.encoder, joint.predictor)
+    encoder, predictor = with_whole_rows(len(sizes.batch), encoder, predictor)
     blanks = transducer.arcs.blank_id, transducer.other_blanks
     labels, bounds = labels_and_bounds(encoder, sizes, utterances, *blanks)
     assert labels is not None
@@ -116,8 +100,9 @@ def loss_of_joint(
     ints = IntegerOperands(labels, bounds, keys)
     mask = label_mask(encoder, sizes, utterances)
     variables, constants = jax.tree.map(replicated, (joint.variables, joint.constants))
-    operands = variables, constants, encoder, predictor, ints, mask
-    variables, constants, *others = align_varying_axes(*operands)
+    variables, constants, *others = align_varying_axes(
+        variables, constants, encoder, predictor, ints, mask
+    )
     loss: Any = _loss(options, variables, [*constants, *joint.closed_over], *others)
     return reduce_losses(loss, reduction, utterances.where)
 

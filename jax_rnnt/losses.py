@@ -227,7 +227,7 @@ def rnnt_loss_from_arcs(
       the topology leave no path; what windows or other arcs of -inf cut off still counts as NaN.)
 
     Raises:
-      TypeError, ValueError: as `rnnt_loss`.
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss`.
     """
     utterances = Utterances(
         logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import validation, validation_joint, validation_pruning
+from . import validation, validation_pruning
 from ._native.jax_versions import (
     align_varying_axes,
     replicated,
@@ -20,22 +20,23 @@ from ._native.jax_versions import (
     with_batch_sharding_of,
     with_whole_rows,
 )
+from .bands import band_arcs_bwd, band_arcs_fwd, band_operands
 from .bounds import Sizes, Utterances
 from .joint_function import (
     JointCallable,
     JointFunction,
     default_rows_per_tile,
     for_sums,
-    take_apart,
 )
 from .label_windows import only_allowed
 from .lattice import banded_lattice, banded_lattice_score, gradient_weights
-from .linear_joint import with_whole_vectors
 from .numerics import accumulator_dtype, axis_index
 from .per_shard import per_shard, tile_begins
-from .pruning import band_arcs_bwd, band_arcs_fwd, band_operands, band_rows, checked_band
-from .random_keys import keys_of_cells, keys_of_utterances
+from .pruned_loss import checked_band
+from .pruning import band_rows
+from .random_keys import keys_of_cells
 from .reduction import negative, reduce_losses
+from .traced_joint import TracedJoint
 from .types import (
     ArcsOptions,
     Array,
@@ -117,19 +118,10 @@ def rnnt_loss_pruned_joint(
     encoder, predictor, ranges = validation_pruning.pruned_operands(
         encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
     )
-    params = jax.tree.map(jnp.asarray, params)
-    keys, key_impl = keys_of_utterances(rng, encoder.shape[:-2])
-    rows = [
-        jax.ShapeDtypeStruct((*ranges.shape, x.shape[-1]), x.dtype) for x in (encoder, predictor)
-    ]
-    if rng is not None:
-        key_dtype = jax.eval_shape(lambda: jax.random.key(0, impl=key_impl)).dtype
-        rows.append(jax.ShapeDtypeStruct(ranges.shape, key_dtype))
-    logits, closed_over = validation_joint.traced_logits(
-        joint_fn, ranges.shape, "(*batch, T, S, V)", params, *rows
+    joint = TracedJoint.of(
+        joint_fn, params, encoder, predictor, rng, ranges.shape, "(*batch, T, S, V)"
     )
-    joint_fn, params = with_whole_vectors(joint_fn, params, logits)
-    joint, variables, constants, closed_over = take_apart(joint_fn, params, closed_over)
+    logits = joint.logits
     utterances = Utterances(
         labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
@@ -153,21 +145,21 @@ def rnnt_loss_pruned_joint(
         given = validation.whole_number("frames_per_tile", frames_per_tile, minimum=1)
         frames_per_tile = min(given, sizes.T)
     options = _Options(
-        joint,
+        joint.function,
         frames_per_tile,
         sizes,
         accumulator_dtype(logits.dtype),
-        key_impl,
+        joint.key_impl,
         arcs_options,
         lattice_options,
     )
     encoder, predictor = with_whole_rows(len(sizes.batch), encoder, predictor)
-    keys = jax.tree.map(partial(with_batch_sharding_of, encoder, len(sizes.batch)), keys)
+    keys = jax.tree.map(partial(with_batch_sharding_of, encoder, len(sizes.batch)), joint.keys)
     band = _Band(*band_operands(encoder, sizes, ranges, utterances, arcs_options.blank_id), keys)
-    variables, constants = jax.tree.map(replicated, (variables, constants))
+    variables, constants = jax.tree.map(replicated, (joint.variables, joint.constants))
     operands = align_varying_axes(variables, constants, encoder, predictor, band)
     variables, constants, *others = operands
-    loss: Any = _loss(options, variables, [*constants, *closed_over], *others)
+    loss: Any = _loss(options, variables, [*constants, *joint.closed_over], *others)
     return reduce_losses(loss, reduction, utterances.where)
 
 
