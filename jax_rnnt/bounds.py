@@ -35,6 +35,31 @@ class Sizes:
         assert self.V is not None
         return self.V
 
+    @property
+    def limits(self) -> tuple[str, str]:
+        """The most frames and labels that an utterance may have, in words."""
+        return f"T = {self.T}, from the scores' shape", f"U = {self.U}, from the scores' shape"
+
+
+@dataclass(frozen=True)
+class PackedSizes(Sizes):
+    """Sizes of packed rows, of which there are N. T is N, too: a frame has at least one row."""
+
+    max_labels_given: bool = False
+    """Whether U is an argument, where there are no labels."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.T
+
+    @property
+    def limits(self) -> tuple[str, str]:
+        of_labels = f"U = {self.U}, from the shape of labels"
+        if self.max_labels_given:
+            of_labels = f"max_labels = {self.U}"
+        return f"N = {self.T}, the number of rows", of_labels
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def rnnt_loss_packed_from_arcs(
       `rnnt_loss_from_arcs`.
 
     Raises:
-      TypeError, ValueError: as `rnnt_loss_packed`.
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_packed`.
     """
     utterances = Utterances(
         logit_lengths=logit_lengths, label_lengths=label_lengths, label_windows=label_windows,

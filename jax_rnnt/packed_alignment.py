@@ -13,7 +13,7 @@ from jax import lax
 from . import validation, validation_packed, validation_pruning
 from ._native.jax_versions import align_varying_axes, replicated, with_whole_rows
 from .best_labels import best_class, with_alignment
-from .bounds import Sizes, Utterances, clip_to_int32
+from .bounds import PackedSizes, Utterances, clip_to_int32
 from .emission import expected_frames_of
 from .label_windows import only_allowed
 from .lattice import packed_best_path
@@ -106,7 +106,7 @@ def rnnt_align_packed_from_arcs(
       `Alignment(score, frames)`, `(B,)` and `(B, max_labels)`, as `rnnt_align`.
 
     Raises:
-      TypeError, ValueError: as `rnnt_loss_packed_from_arcs`.
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_packed_from_arcs`.
     """
     utterances = Utterances(
         logit_lengths=logit_lengths, label_lengths=label_lengths, label_windows=label_windows,
@@ -258,7 +258,7 @@ def _best_labels(
         arcs = jnp.zeros(logits.shape[:1], accumulator_dtype(logits.dtype))
         alignment = _align_from_arcs(arcs, arcs, utterances, max_labels, lattice_options)
         return with_alignment(alignment.frames, alignment)
-    rows, lattice = packed_operands(utterances, Sizes((B,), N, max_labels), None)
+    rows, lattice = packed_operands(utterances, PackedSizes((B,), N, max_labels), None)
     whole_rows = with_whole_rows(1, logits, rows.bounds)
     logits, row_bounds, lattice = align_varying_axes(*whole_rows, lattice)
     classes = best_class(logits, arcs_options.blank_id)
@@ -327,8 +327,8 @@ def _mass_and_moment_bwd(max_labels, residuals, cotangents):
     rows = rows_of(layout, label.shape[0])
     u = rows.utterances
     used = layout.fits[u] & (axis_index(1, 0, label.shape[0]) < layout.ends[u])
-    used &= rows.labels < jnp.minimum(layout.widths[u] - 1, max_labels)
-    of_mass, of_moment = (x.at[u, rows.labels].get(mode="clip") for x in cotangents)
+    used &= rows.positions < jnp.minimum(layout.widths[u] - 1, max_labels)
+    of_mass, of_moment = (x.at[u, rows.positions].get(mode="clip") for x in cotangents)
     gradient = of_mass + rows.frames.astype(label.dtype) * of_moment
     return jnp.where(used, gradient, 0), None, None
 

@@ -24,6 +24,9 @@ def packed_size(logit_lengths: Array, label_lengths: Array) -> int:
     Args:
       logit_lengths, label_lengths: integers of one shape whose values are known, not traced.
 
+    Returns:
+      A Python integer, which can be a static size.
+
     Raises:
       TypeError, ValueError: lengths are traced, not integers, negative or of different shapes.
     """
@@ -114,7 +117,7 @@ def _sums(
     used = layout.fits[rows.utterances] & (axis_index(1, 0, total) < layout.ends[rows.utterances])
     first, second = (
         x.at[rows.utterances, jnp.minimum(index, x.shape[1] - 1)].get(mode="promise_in_bounds")
-        for x, index in ((encoder_out, rows.frames), (predictor_out, rows.labels))
+        for x, index in ((encoder_out, rows.frames), (predictor_out, rows.positions))
     )
     return jnp.where(used[:, None], first + second, 0)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._native.jax_versions import align_varying_axes, replicated
-from .bounds import Sizes, Utterances, clip_to_int32, labels_and_bounds, stack_alike
+from .bounds import PackedSizes, Utterances, clip_to_int32, labels_and_bounds, stack_alike
 from .label_windows import row_label_mask
 from .numerics import axis_index
 
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
     utterances: jax.Array
     frames: jax.Array
-    labels: jax.Array  # position, U_b in the last row of a frame
+    positions: jax.Array  # after so many labels: U_b in the last row of a frame
 
 
 def layout_of(logit_lengths: jax.Array, label_lengths: jax.Array, num_rows: int) -> Layout:
@@ -78,9 +78,9 @@ class LatticeOperands(NamedTuple):
 
 
 def packed_operands(
-    utterances: Utterances, sizes: Sizes, blank_id: int | None
+    utterances: Utterances, sizes: PackedSizes, blank_id: int | None
 ) -> tuple[RowOperands, LatticeOperands]:
-    N, U = sizes.T, sizes.U
+    N, U = sizes.num_rows, sizes.U
     assert utterances.logit_lengths is not None and utterances.label_lengths is not None
     utterances = jax.tree.map(lambda x: replicated(jnp.asarray(x)), utterances)
     frames, label_counts = (
@@ -92,19 +92,19 @@ def packed_operands(
     frames, label_counts = frames + zero, label_counts + zero
     labels = None if labels is None else labels + zero[:, None]
     layout = layout_of(frames, label_counts, N)
-    excused = layout.fits if utterances.where is None else layout.fits | ~utterances.where
-    bounds = jnp.where(excused[:, None], bounds, -1)
+    good = layout.fits if utterances.where is None else layout.fits | ~utterances.where
+    bounds = jnp.where(good[:, None], bounds, -1)
     rows = rows_of(layout, N)
     utterance = rows.utterances
     inside = jnp.arange(N, dtype=jnp.int32) < layout.ends[utterance]
     used = inside & (bounds[utterance, 1] > 0)
-    has_label = used & (rows.labels < bounds[utterance, 3])
+    has_label = used & (rows.positions < bounds[utterance, 3])
     if labels is None or U == 0:
-        row_labels = jnp.zeros_like(rows.labels)
+        row_labels = jnp.zeros_like(rows.positions)
     else:
-        row_labels = labels[utterance, jnp.clip(rows.labels, 0, U - 1)]
+        row_labels = labels[utterance, jnp.clip(rows.positions, 0, U - 1)]
     one, labels_in_row = used.astype(jnp.int32), has_label.astype(jnp.int32)
     row_bounds = stack_alike(0, one, 0, labels_in_row)
-    mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.labels)
+    mask = row_label_mask(utterances.label_windows, utterance, rows.frames, rows.positions)
     row_operands = RowOperands(row_labels[:, None], row_bounds, utterance)
     return row_operands, LatticeOperands(layout.offsets, bounds, mask)

@@ -334,13 +334,14 @@ def _checks(
     values = {k: v for k, v in given.items() if v is not None and consider(v)}
     narrow = {name: clip_to_int32(value) for name, value in values.items()}
 
-    for end_name, begin_name, limit, letter in (
-        ("logit_lengths", "logit_begins", sizes.T, "T"),
-        ("label_lengths", "label_begins", sizes.U, "U"),
+    of_frames, of_labels = sizes.limits
+    for end_name, begin_name, limit, in_words in (
+        ("logit_lengths", "logit_begins", sizes.T, of_frames),
+        ("label_lengths", "label_begins", sizes.U, of_labels),
     ):
         if end_name in values:
             end = narrow[end_name]
-            expected = f"0 <= {end_name} <= {letter} = {limit}, from the scores' shape"
+            expected = f"0 <= {end_name} <= {in_words}"
             yield (end >= 0) & (end <= limit) | ignored, end_name, values[end_name], expected
         if begin_name in values:
             begin, end = narrow[begin_name], narrow.get(end_name, np.int32(limit))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import validation
-from .bounds import Sizes, Utterances, clip_to_int32
+from .bounds import PackedSizes, Sizes, Utterances, clip_to_int32
 from .packed_rows import layout_of
 from .types import Array
 from .validation import as_array, is_known, raise_or_checkify
@@ -18,8 +18,8 @@ from .validation import as_array, is_known, raise_or_checkify
 _MOST_ROWS = 2**31 - 2
 
 
-def packed_sizes(shape: tuple[int, ...], labels: Any) -> Sizes:
-    """Sizes of packed logits `(N, V)`, with N for T, and B and U from the labels."""
+def packed_sizes(shape: tuple[int, ...], labels: Any) -> PackedSizes:
+    """Sizes of packed logits `(N, V)`, with B and U from the labels."""
     _check_logits_shape(shape)
     labels = as_array("labels", labels, "integers of shape (B, U)")
     if labels.ndim != 2:
@@ -27,20 +27,20 @@ def packed_sizes(shape: tuple[int, ...], labels: Any) -> Sizes:
             f"labels has shape {labels.shape}; expected (B, U): labels are padded, not packed."
         )
     B, U = labels.shape
-    return Sizes((_known_batch("labels", B),), shape[0], U, shape[1])
+    return PackedSizes((_known_batch("labels", B),), shape[0], U, shape[1])
 
 
-def packed_logit_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> Sizes:
-    """Sizes of packed logits without labels, with N for T, B from the lengths, max_labels for U."""
+def packed_logit_sizes(shape: tuple[int, ...], max_labels: Any, logit_lengths: Any) -> PackedSizes:
+    """Sizes of packed logits without labels, with B from the lengths and max_labels for U."""
     _check_logits_shape(shape)
     batch = (_batch_of("logit_lengths", logit_lengths),)
-    return Sizes(batch, shape[0], _most_labels(max_labels), shape[1])
+    return PackedSizes(batch, shape[0], _most_labels(max_labels), shape[1], max_labels_given=True)
 
 
 def packed_arc_sizes(
     shape: tuple[int, ...], max_labels: Any, logit_lengths: Any, name: str = "blank_log_probs"
-) -> Sizes:
-    """Sizes of packed arcs `(N,)`, with N for T, B from the lengths, and max_labels for U."""
+) -> PackedSizes:
+    """Sizes of packed arcs `(N,)`, with B from the lengths and max_labels for U."""
     max_labels = _most_labels(max_labels)
     if len(shape) != 1:
         raise ValueError(
@@ -48,7 +48,8 @@ def packed_arc_sizes(
             "both, pass arcs[:, 0] and arcs[:, 1]."
         )
     _check_number_of_rows(name, shape)
-    return Sizes((_batch_of("logit_lengths", logit_lengths),), shape[0], max_labels)
+    batch = (_batch_of("logit_lengths", logit_lengths),)
+    return PackedSizes(batch, shape[0], max_labels, max_labels_given=True)
 
 
 def joint_input_sizes(
@@ -82,20 +83,21 @@ def checked_utterances(
 ) -> Utterances:
     """Labels, lengths, `where` and label windows of packed utterances.
 
-    With `check`, known bad values raise.
-
-    There are `sizes.T` rows, which is N, unless they are those of an argument `total`.
+    With `check`, known bad values raise. Rows yet to be made are `total`, an argument.
     """
     _check_lengths_are_given(given)
     utterances = validation.checked_utterances(sizes, given, blank_id, check)
     if check:
-        what = f"there are N = {sizes.T} packed rows" if total is None else f"total is {total}"
-        num_rows = sizes.T if total is None else total
-        _check_total(what, num_rows, utterances.logit_lengths, utterances.label_lengths)
+        lengths = utterances.logit_lengths, utterances.label_lengths
+        if total is not None:
+            _check_total(f"total is {total}", total, *lengths)
+        else:
+            assert isinstance(sizes, PackedSizes)
+            _check_total(_rows_in_words(sizes), sizes.num_rows, *lengths)
     return utterances
 
 
-def check_values(sizes: Sizes, given: Utterances, blank_id: int) -> None:
+def check_values(sizes: PackedSizes, given: Utterances, blank_id: int) -> None:
     """As `validation.check_values`; also that there are rows for all utterances."""
     _check_lengths_are_given(given)
     utterances = validation.utterances_of(sizes, given)
@@ -103,15 +105,19 @@ def check_values(sizes: Sizes, given: Utterances, blank_id: int) -> None:
     frames, labels = utterances.logit_lengths, utterances.label_lengths
     assert frames is not None and labels is not None
     if is_known(frames) and is_known(labels):
-        _check_total(f"there are N = {sizes.T} packed rows", sizes.T, frames, labels)
+        _check_total(_rows_in_words(sizes), sizes.num_rows, frames, labels)
         return
     frames, labels = (jnp.asarray(clip_to_int32(x)) for x in (frames, labels))
-    fits = layout_of(frames, labels, sizes.T).fits
+    fits = layout_of(frames, labels, sizes.num_rows).fits
     expected = (
-        f"at least logit_lengths * (label_lengths + 1) of the N = {sizes.T} rows left by the "
-        "utterances before it"
+        f"at least logit_lengths * (label_lengths + 1) of the N = {sizes.num_rows} rows left by "
+        "the utterances before it"
     )
     raise_or_checkify(fits, "logit_lengths", frames, expected)
+
+
+def _rows_in_words(sizes: PackedSizes) -> str:
+    return f"there are N = {sizes.num_rows} packed rows"
 
 
 def _check_lengths_are_given(utterances: Utterances) -> None:

@@ -294,6 +294,7 @@ ERRORS = [
     ({"logit_lengths": None}, TypeError, "logit_lengths is None"),
     ({"label_lengths": np.zeros(3, int)}, ValueError, r"label_lengths has shape \(3,\)"),
     ({"logit_lengths": np.full(B, 9)}, ValueError, "N = .* rows.*packed_size"),
+    ({"logit_lengths": np.array([1, 999, 1, 1])}, ValueError, r"\[1\] is 999.*N = \d+, the number"),
     ({"logit_lengths": np.array([1, 1, 1, -1])}, ValueError, r"logit_lengths\[3\] is -1"),
     ({"label_lengths": np.array([0, 0, 4, 0])}, ValueError, r"label_lengths\[2\] is 4.*U = 3"),
     ({"labels": np.zeros((B, U), int)}, ValueError, r"labels\[0, 0\] is 0.*other than blank"),
@@ -310,7 +311,7 @@ def test_errors(change: dict[str, Any], error: type[Exception], message: str) ->
 ARCS_ERRORS = [
     ({"max_labels": 2.0}, TypeError, "max_labels is 2.0; expected a Python integer"),
     ({"max_labels": -1}, ValueError, "max_labels is -1"),
-    ({"max_labels": 1}, ValueError, r"label_lengths\[0\] is 2.*U = 1"),
+    ({"max_labels": 1}, ValueError, r"label_lengths\[0\] is 2.*max_labels = 1"),
     ({"blank_log_probs": np.zeros((6, 2))}, ValueError, "label_log_probs has shape"),
     ({"logit_lengths": 2}, ValueError, r"logit_lengths has shape \(\)"),
     ({"logit_lengths": np.array([3])}, ValueError, "N = 6 packed rows; expected at least 9 rows"),

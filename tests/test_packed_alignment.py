@@ -27,8 +27,8 @@ def random_lengths(rng: np.random.Generator, size: int, frames: int, labels: int
     return rng.integers(0, frames + 1, size), rng.integers(0, labels + 1, size)
 
 
-def windows(t: np.ndarray, u: np.ndarray) -> list[oracles.Window]:
-    return [oracles.Window(0, int(a), 0, int(b)) for a, b in zip(t, u, strict=True)]
+def bounds_of(t: np.ndarray, u: np.ndarray) -> list[oracles.Bounds]:
+    return [oracles.Bounds(0, int(a), 0, int(b)) for a, b in zip(t, u, strict=True)]
 
 
 def packed_arcs(arcs: np.ndarray, t: np.ndarray, u: np.ndarray, **options: Any) -> Any:
@@ -55,7 +55,7 @@ def test_all_paths(implementation: str, options: Options) -> None:
     ]:
         wanted = [
             by_enumeration(blank, oracles.penalised(label, w, penalty), w, 3, **options)
-            for blank, label, w in zip(*arcs, windows(t, u), strict=True)
+            for blank, label, w in zip(*arcs, bounds_of(t, u), strict=True)
         ]
         found = packed_arcs(
             arcs.astype(dtype), t, u,
@@ -91,7 +91,7 @@ def check_packed_paths(frames: list[int], labels: list[int], options: Options) -
         by_recursion(blank, label, w, **options)
         if w.t1 > 0
         else Best(-np.inf if w.u1 > 0 else 0.0, np.full(u.max(), -1))
-        for blank, label, w in zip(*arcs, windows(t, u), strict=True)
+        for blank, label, w in zip(*arcs, bounds_of(t, u), strict=True)
     ]
     for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
         found = packed_arcs(arcs.astype(dtype), t, u, implementation="native", **options)
@@ -112,7 +112,7 @@ def test_logits(implementation: str) -> None:
     label_windows = np.concatenate([begins, begins + rng.integers(2, 6, begins.shape)], axis=-1)
     where = np.arange(size) != 4
     wanted, best_wanted, classes = [], [], []
-    for b, w in enumerate(windows(t, u)):
+    for b, w in enumerate(bounds_of(t, u)):
         rows = np.arange(T)[:, None]
         outside = (rows < label_windows[b, :, 0]) | (rows >= label_windows[b, :, 1])
         blank, label = normalised_arcs(logits[b], labels[b], w, V - 1, "softmax")
@@ -227,7 +227,7 @@ def test_errors() -> None:
         jax_rnnt.rnnt_align_packed(logits[:5], np.ones((1, 2), int), t, u)
     with pytest.raises(ValueError, match=r"logits has shape \(6,\); expected \(N, V\)"):
         jax_rnnt.rnnt_best_labels_packed(logits[:, 0], t, u, max_labels=2)
-    with pytest.raises(ValueError, match=r"label_lengths\[0\] is 2.*U = 1"):
+    with pytest.raises(ValueError, match=r"label_lengths\[0\] is 2.*max_labels = 1"):
         jax_rnnt.rnnt_align_packed_from_arcs(*logits.T, t, u, max_labels=1)
     with pytest.raises(TypeError, match="posteriors is of type ndarray"):
         jax_rnnt.expected_emission_frames_packed(logits, t, u, max_labels=2)  # type: ignore[arg-type]
