@@ -54,52 +54,47 @@ void arcs_backward(const ArcsBackward& p, DType dtype, int64_t begin, int64_t en
   });
 }
 
-void lattice(const Lattice& p, DType dtype, int64_t begin, int64_t end) {
+// `run(real, item)` for all of them, `real` of the type in which a recursion over arcs of `dtype`
+// computes.
+template <class Run>
+void for_each_recursion(DType dtype, int64_t begin, int64_t end, Run run) {
   for (int64_t item = begin; item < end; ++item) {
     if (dtype == DType::kF64) {
-      lattice_utterance<double>(p, item);
+      run(double{}, item);
     } else {
-      lattice_utterance<float>(p, item);
+      run(float{}, item);
     }
   }
+}
+
+void lattice(const Lattice& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_recursion(dtype, begin, end,
+                     [&](auto real, int64_t item) { lattice_utterance<decltype(real)>(p, item); });
 }
 
 void lattice_step(const Lattice& p, DType dtype, int64_t utterance, LatticeStep step) {
-  if (dtype == DType::kF64) {
-    step_of_utterance<double>(p, utterance, step);
-  } else {
-    step_of_utterance<float>(p, utterance, step);
-  }
+  for_each_recursion(dtype, utterance, utterance + 1, [&](auto real, int64_t item) {
+    step_of_utterance<decltype(real)>(p, item, step);
+  });
 }
 
 void banded_lattice(const BandedLattice& p, DType dtype, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; ++item) {
-    if (dtype == DType::kF64) {
-      banded_lattice_group<double>(p, item * kLanes<double>);
-    } else {
-      banded_lattice_group<float>(p, item * kLanes<float>);
-    }
-  }
+  for_each_recursion(dtype, begin, end, [&](auto real, int64_t item) {
+    using Real = decltype(real);
+    banded_lattice_group<Real>(p, item * kLanes<Real>);
+  });
 }
 
 void duration_lattice(const DurationLattice& p, DType dtype, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; ++item) {
-    if (dtype == DType::kF64) {
-      duration_lattice_utterance<double>(p, item);
-    } else {
-      duration_lattice_utterance<float>(p, item);
-    }
-  }
+  for_each_recursion(dtype, begin, end, [&](auto real, int64_t item) {
+    duration_lattice_utterance<decltype(real)>(p, item);
+  });
 }
 
 void best_path(const BestPath& p, DType dtype, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; ++item) {
-    if (dtype == DType::kF64) {
-      best_path_utterance<double>(p, item);
-    } else {
-      best_path_utterance<float>(p, item);
-    }
-  }
+  for_each_recursion(dtype, begin, end, [&](auto real, int64_t item) {
+    best_path_utterance<decltype(real)>(p, item);
+  });
 }
 
 // `run(in, item)` for all of them, `in` of the storage type.
