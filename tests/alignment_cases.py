@@ -9,20 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 import oracles
-from cases import ArcsBatch, Array, Ranges
+from cases import ArcsBatch, Array, Lengths
 from oracles_alignment import Best
 
 import jax_rnnt
 
 
-def windows(ranges: Ranges) -> list[oracles.Window]:
-    t1, u1, t0, u0 = ranges
-    return [oracles.Window(*map(int, row)) for row in zip(t0, t1, u0, u1, strict=True)]
+def bounds_of(lengths: Lengths) -> list[oracles.Bounds]:
+    t1, u1, t0, u0 = lengths
+    return [oracles.Bounds(*map(int, row)) for row in zip(t0, t1, u0, u1, strict=True)]
 
 
-def lengths(ranges: Ranges) -> dict[str, Any]:
+def as_keywords(lengths: Lengths) -> dict[str, Any]:
     """As keyword arguments, those that are given."""
-    return {name: value for name, value in ranges._asdict().items() if value is not None}
+    return {name: value for name, value in lengths._asdict().items() if value is not None}
 
 
 def spoiled(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -43,7 +43,9 @@ def spoiled(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def _compiled(implementation: str, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     options: Any = {"implementation": implementation, **dict(items)}
     return jax.jit(
-        lambda batch: jax_rnnt.rnnt_align_from_arcs(*batch[:2], **lengths(batch.ranges), **options)
+        lambda batch: jax_rnnt.rnnt_align_from_arcs(
+            *batch[:2], **as_keywords(batch.lengths), **options
+        )
     )
 
 
@@ -60,7 +62,7 @@ def assert_best(found: Any, wanted: Sequence[Best], tolerance: float = 1e-12) ->
 
 
 def normalised_arcs(
-    logits: Array, labels: Array, w: oracles.Window, blank_id: int, normalization: str
+    logits: Array, labels: Array, w: oracles.Bounds, blank_id: int, normalization: str
 ) -> tuple[Array, Array]:
     """Arcs `(T, U+1)` of one utterance's logits."""
     wanted = np.zeros(logits.shape[1], np.int64)
@@ -70,7 +72,7 @@ def normalised_arcs(
 
 
 def normalised_best_arcs(
-    logits: Array, w: oracles.Window, blank_id: int, normalization: str
+    logits: Array, w: oracles.Bounds, blank_id: int, normalization: str
 ) -> tuple[Array, Array, Array]:
     """Arcs `(T, U+1)` whose label is the best class, and that class."""
     others = np.where(np.arange(logits.shape[-1]) == blank_id, -np.inf, logits)

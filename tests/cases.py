@@ -50,7 +50,7 @@ def dtypes(implementation: str, *others: Any) -> list[Any]:
 each_topology = {"argvalues": TOPOLOGIES, "ids": [name(o) for o in TOPOLOGIES]}
 
 
-class Ranges(NamedTuple):
+class Lengths(NamedTuple):
     """Lengths and begins of a batch; None leaves the argument out."""
 
     logit_lengths: Array | None = None
@@ -59,7 +59,7 @@ class Ranges(NamedTuple):
     label_begins: Array | None = None
 
 
-WHOLE = Ranges()
+WHOLE = Lengths()
 
 
 class Batch(NamedTuple):
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
 
     logits: Array
     labels: Array
-    ranges: Ranges = WHOLE
+    lengths: Lengths = WHOLE
     where: Array | None = None
 
 
@@ -76,16 +76,16 @@ class ArcsBatch(NamedTuple):
 
     blank: Array
     label: Array
-    ranges: Ranges = WHOLE
+    lengths: Lengths = WHOLE
     where: Array | None = None
 
 
 # ---------------------------------------------------------------------------------- random batches
 
 
-def random_ranges(
+def random_lengths(
     rng: np.random.Generator, batch: int, frames: int, labels: int, options: Options
-) -> Ranges:
+) -> Lengths:
     """Windows that have a path. Utterance 0 is the whole lattice, 1 an empty window (loss 0)."""
     one_label_a_frame = options.get("topology", "regular") != "regular"
     rows = []
@@ -103,7 +103,7 @@ def random_ranges(
         if t0 == t1:
             u1 = u0
         rows.append((t1, u1, t0, u0))
-    return Ranges(*np.array(rows, np.int32).reshape(batch, 4).T)
+    return Lengths(*np.array(rows, np.int32).reshape(batch, 4).T)
 
 
 def random_batch(
@@ -124,8 +124,8 @@ def random_batch(
     blank = options.get("blank_id", 0) % classes
     allowed = np.delete(np.arange(classes), blank)
     ids = rng.choice(allowed, (batch, labels)) if labels else np.zeros((batch, 0), int)
-    ranges = random_ranges(rng, batch, frames, labels, options)
-    return Batch(logits.astype(dtype), ids.astype(np.int32), ranges)
+    lengths = random_lengths(rng, batch, frames, labels, options)
+    return Batch(logits.astype(dtype), ids.astype(np.int32), lengths)
 
 
 def random_arcs(
@@ -140,15 +140,15 @@ def random_arcs(
 ) -> ArcsBatch:
     """Arcs as a softmax over many classes would give: negative, about `scale` apart."""
     blank, label = -scale * rng.exponential(size=(2, batch, frames, labels + 1)) - 0.1
-    ranges = random_ranges(rng, batch, frames, labels, options)
-    return ArcsBatch(blank.astype(dtype), label.astype(dtype), ranges)
+    lengths = random_lengths(rng, batch, frames, labels, options)
+    return ArcsBatch(blank.astype(dtype), label.astype(dtype), lengths)
 
 
 def valid_cells(batch: Batch | ArcsBatch) -> np.ndarray:
     """Boolean (batch, T, U+1): inside the window of the utterance (empty windows have no cells)."""
     shape = batch[0].shape[:3]
     t, u = np.arange(shape[1])[None, :, None], np.arange(shape[2])[None, None]
-    t1, u1, t0, u0 = (np.asarray(x)[:, None, None] for x in batch.ranges)
+    t1, u1, t0, u0 = (np.asarray(x)[:, None, None] for x in batch.lengths)
     return (t0 <= t) & (t < t1) & (u0 <= u) & (u <= u1)
 
 
@@ -156,18 +156,18 @@ def valid_cells(batch: Batch | ArcsBatch) -> np.ndarray:
 
 
 def loss_function(implementation: str = "auto", **options: Any) -> Callable[..., jax.Array]:
-    """`(logits, labels, ranges, where) -> losses` with everything else fixed."""
+    """`(logits, labels, lengths, where) -> losses` with everything else fixed."""
 
     def loss(
-        logits: Array, labels: Array, ranges: Ranges = WHOLE, where: Array | None = None
+        logits: Array, labels: Array, lengths: Lengths = WHOLE, where: Array | None = None
     ) -> jax.Array:
         return jax_rnnt.rnnt_loss(
             logits,
             labels,
-            ranges.logit_lengths,
-            ranges.label_lengths,
-            logit_begins=ranges.logit_begins,
-            label_begins=ranges.label_begins,
+            lengths.logit_lengths,
+            lengths.label_lengths,
+            logit_begins=lengths.logit_begins,
+            label_begins=lengths.label_begins,
             where=where,
             implementation=implementation,
             **options,
@@ -177,16 +177,18 @@ def loss_function(implementation: str = "auto", **options: Any) -> Callable[...,
 
 
 def arcs_function(implementation: str = "auto", **options: Any) -> Callable[..., Any]:
-    """`(blank, label, ranges, where) -> losses`, or with posteriors."""
+    """`(blank, label, lengths, where) -> losses`, or with posteriors."""
 
-    def loss(blank: Array, label: Array, ranges: Ranges = WHOLE, where: Array | None = None) -> Any:
+    def loss(
+        blank: Array, label: Array, lengths: Lengths = WHOLE, where: Array | None = None
+    ) -> Any:
         return jax_rnnt.rnnt_loss_from_arcs(
             blank,
             label,
-            ranges.logit_lengths,
-            ranges.label_lengths,
-            logit_begins=ranges.logit_begins,
-            label_begins=ranges.label_begins,
+            lengths.logit_lengths,
+            lengths.label_lengths,
+            logit_begins=lengths.logit_begins,
+            label_begins=lengths.label_begins,
             where=where,
             implementation=implementation,
             **options,
@@ -239,7 +241,7 @@ def run_arcs(
 
 def expected(batch: Batch, **options: Any) -> oracles.LogitsResult:
     """The dynamic programme in float64 on the batch."""
-    lengths = batch.ranges
+    lengths = batch.lengths
     return oracles.logits_loss(
         np.asarray(batch.logits),
         batch.labels,
@@ -252,7 +254,7 @@ def expected(batch: Batch, **options: Any) -> oracles.LogitsResult:
 
 def expected_arcs(batch: ArcsBatch, **options: Any) -> oracles.ArcsResult:
     """The dynamic programme in float64 on the arcs."""
-    lengths = batch.ranges
+    lengths = batch.lengths
     return oracles.arcs_loss(
         np.asarray(batch.blank),
         np.asarray(batch.label),

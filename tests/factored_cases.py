@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import WHOLE, Array, Ranges, random_ranges
+from cases import WHOLE, Array, Lengths, random_lengths
 from oracles_factored import FactoredBatch, FactoredResult
 
 import jax_rnnt
@@ -34,26 +34,26 @@ def random_factored(
     lm = scale * rng.normal(size=(batch, labels + 1, classes))
     allowed = np.delete(np.arange(classes), options.get("blank_id", 0) % classes)
     ids = rng.choice(allowed, (batch, labels)) if labels else np.zeros((batch, 0), int)
-    ranges = random_ranges(rng, batch, frames, labels, options)
-    return FactoredBatch(am.astype(dtype), lm.astype(dtype), ids.astype(np.int32), ranges)
+    lengths = random_lengths(rng, batch, frames, labels, options)
+    return FactoredBatch(am.astype(dtype), lm.astype(dtype), ids.astype(np.int32), lengths)
 
 
 def factored_function(implementation: str = "auto", **options: Any) -> Callable[..., Any]:
-    """`(am, lm, labels, ranges, where) -> losses`: smoothed if the options have scales."""
+    """`(am, lm, labels, lengths, where) -> losses`: smoothed if the options have scales."""
     smoothed = "lm_only_scale" in options or "am_only_scale" in options
     function: Any = jax_rnnt.rnnt_loss_smoothed if smoothed else jax_rnnt.rnnt_loss_simple
 
     def loss(
-        am: Array, lm: Array, labels: Array, ranges: Ranges = WHOLE, where: Array | None = None
+        am: Array, lm: Array, labels: Array, lengths: Lengths = WHOLE, where: Array | None = None
     ) -> Any:
         return function(
             am,
             lm,
             labels,
-            ranges.logit_lengths,
-            ranges.label_lengths,
-            logit_begins=ranges.logit_begins,
-            label_begins=ranges.label_begins,
+            lengths.logit_lengths,
+            lengths.label_lengths,
+            logit_begins=lengths.logit_begins,
+            label_begins=lengths.label_begins,
             where=where,
             implementation=implementation,
             **options,

@@ -54,7 +54,7 @@ def random_problem(
 
 def rest_of(batch: Batch) -> dict[str, Array]:
     """Labels and all that describes the utterances."""
-    given = {"labels": batch.labels, **batch.ranges._asdict(), "where": batch.where}
+    given = {"labels": batch.labels, **batch.lengths._asdict(), "where": batch.where}
     return {name: jnp.asarray(x) for name, x in given.items() if x is not None}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 Array = np.ndarray
 
 
-class Window(NamedTuple):
+class Bounds(NamedTuple):
     """The part of the lattice that an utterance uses: frames [t0, t1), label positions [u0, u1]."""
 
     t0: int
@@ -66,7 +66,7 @@ class LogitsResult(NamedTuple):
 # ------------------------------------------------------------------------------------- enumeration
 
 
-def paths(w: Window, topology: str, final_blank: bool) -> Iterator[list[tuple[str, int, int]]]:
+def paths(w: Bounds, topology: str, final_blank: bool) -> Iterator[list[tuple[str, int, int]]]:
     """Every complete path as a list of steps ("blank" | "label", t, u)."""
     frames_with_labels = w.t1 - 1 if final_blank else w.t1
 
@@ -86,11 +86,11 @@ def paths(w: Window, topology: str, final_blank: bool) -> Iterator[list[tuple[st
 
 
 def used_arcs(
-    window: Window, shape: tuple[int, int], topology: str, final_blank: bool
+    bounds: Bounds, shape: tuple[int, int], topology: str, final_blank: bool
 ) -> tuple[Array, Array]:
     """Which blank and which label arcs are on some path, by walking all paths."""
     blank, label = np.zeros(shape, bool), np.zeros(shape, bool)
-    for path in paths(window, topology, final_blank):
+    for path in paths(bounds, topology, final_blank):
         for kind, t, u in path:
             if kind == "blank":
                 blank[t, u] = True
@@ -112,7 +112,7 @@ def fits(path: list[tuple[str, int, int]], label_windows: Array | None) -> bool:
 def by_enumeration(
     blank: Array,
     label: Array,
-    w: Window,
+    w: Bounds,
     topology: str,
     final_blank: bool,
     label_windows: Array | None = None,
@@ -144,7 +144,7 @@ def by_enumeration(
 # --------------------------------------------------------------------------------------- recursion
 
 
-def by_recursion(blank: Array, label: Array, w: Window, topology: str, final_blank: bool) -> Steps:
+def by_recursion(blank: Array, label: Array, w: Bounds, topology: str, final_blank: bool) -> Steps:
     """Forward-backward over n, where every step goes from n to n + 1 and a label step also from u
     to u + 1.
 
@@ -207,10 +207,10 @@ def by_recursion(blank: Array, label: Array, w: Window, topology: str, final_bla
 
 # ------------------------------------------------------------------------------- losses, gradients
 
-Lattice = Callable[[Array, Array, Window, str, bool], Steps]
+Lattice = Callable[[Array, Array, Bounds, str, bool], Steps]
 
 
-def windows(
+def bounds_of_batch(
     batch: int,
     frames: int,
     labels: int,
@@ -218,14 +218,14 @@ def windows(
     label_lengths: Array | None,
     logit_begins: Array | None,
     label_begins: Array | None,
-) -> list[Window]:
-    """The windows of a flat batch; None means from zero, or to the end."""
+) -> list[Bounds]:
+    """Those of the utterances of a flat batch; None means from zero, or to the end."""
 
     def given(x: Array | None, default: int) -> list[int]:
         return [default] * batch if x is None else [int(i) for i in np.ravel(x)]
 
     return [
-        Window(*four)
+        Bounds(*four)
         for four in zip(
             given(logit_begins, 0),
             given(logit_lengths, frames),
@@ -236,7 +236,7 @@ def windows(
     ]
 
 
-def penalised(label: Array, w: Window, delay_penalty: float) -> Array:
+def penalised(label: Array, w: Bounds, delay_penalty: float) -> Array:
     """Label arcs plus `delay_penalty * ((T_end - 1) / 2 - t)`."""
     return label + delay_penalty * ((w.t1 - 1) / 2 - np.arange(label.shape[0])[:, None])
 
@@ -273,7 +273,7 @@ def arcs_loss(
     lengths = logit_lengths, label_lengths, logit_begins, label_begins
     rows = []
     with np.errstate(invalid="ignore", over="ignore"):
-        for i, w in enumerate(windows(len(blank), frames, width - 1, *lengths)):
+        for i, w in enumerate(bounds_of_batch(len(blank), frames, width - 1, *lengths)):
             steps = lattice(
                 blank[i], penalised(label[i], w, delay_penalty), w, topology, final_blank
             )
@@ -371,7 +371,7 @@ def logits_loss(
     lengths = logit_lengths, label_lengths, logit_begins, label_begins
     losses, grads = [], np.zeros(logits.shape)
     with np.errstate(invalid="ignore", over="ignore"):
-        for i, w in enumerate(windows(len(logits), shape[0], shape[1] - 1, *lengths)):
+        for i, w in enumerate(bounds_of_batch(len(logits), shape[0], shape[1] - 1, *lengths)):
             wanted = np.zeros(shape[1], np.int64)
             wanted[w.u0 : w.u1] = labels[i, w.u0 : w.u1]
             blank, label, d_blank, d_label = arcs_and_jacobians(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import oracles
 import oracles_pruned
-from oracles import Array, Window
+from oracles import Array, Bounds
 
 FORBIDDEN = -1e7
 
@@ -26,7 +26,7 @@ class Best(NamedTuple):
 
 
 def paths(
-    starts: Array | None, size: int, w: Window, topology: str, final_blank: bool
+    starts: Array | None, size: int, w: Bounds, topology: str, final_blank: bool
 ) -> Iterator[list[tuple[str, int, int]]]:
     """All complete paths, as in `oracles`."""
     if starts is None:
@@ -37,7 +37,7 @@ def paths(
 def by_enumeration(
     blank: Array,
     label: Array,
-    w: Window,
+    w: Bounds,
     num_labels: int,
     topology: str = "regular",
     final_blank: bool = False,
@@ -68,7 +68,7 @@ def by_enumeration(
 
 
 def by_recursion(
-    blank: Array, label: Array, w: Window, topology: str = "regular", final_blank: bool = False
+    blank: Array, label: Array, w: Bounds, topology: str = "regular", final_blank: bool = False
 ) -> Best:
     """The score alone matters where paths are equally good; any of their frames."""
     regular = topology == "regular"

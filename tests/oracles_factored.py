@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
-from cases import Ranges
+from cases import Lengths
 
 Array = np.ndarray
 
@@ -23,7 +23,7 @@ class FactoredBatch(NamedTuple):
     am: Any
     lm: Any
     labels: Any
-    ranges: Ranges
+    lengths: Lengths
     where: Any = None
 
 
@@ -38,7 +38,7 @@ class FactoredResult(NamedTuple):
 def simple_loss(batch: FactoredBatch, cotangent: Array | None = None, **options: Any) -> Any:
     """`rnnt_loss_simple` of a batch with one batch dimension."""
     am, lm = (np.asarray(x).astype(np.float64) for x in batch[:2])
-    lengths = batch.ranges
+    lengths = batch.lengths
     with np.errstate(invalid="ignore"):
         logits = am[:, :, None] + lm[:, None]
     result = oracles.logits_loss(
@@ -65,14 +65,14 @@ def smoothed_loss(
 ) -> FactoredResult:
     """`rnnt_loss_smoothed` of a batch with one batch dimension and finite scores.
 
-    With sums over all labels positions within the utterances' windows for the unigram.
+    With sums over all labels positions within the utterances' bounds for the unigram.
     """
     am, lm = (jnp.asarray(np.asarray(x), jnp.float64) for x in batch[:2])
     (count, frames, _), width = am.shape, lm.shape[1]
-    windows = oracles.windows(count, frames, width - 1, *batch.ranges)
-    counted = np.array([[w.t0 < w.t1 and w.u0 <= u <= w.u1 for u in range(width)] for w in windows])
+    bounds = oracles.bounds_of_batch(count, frames, width - 1, *batch.lengths)
+    counted = np.array([[w.t0 < w.t1 and w.u0 <= u <= w.u1 for u in range(width)] for w in bounds])
     wanted = np.zeros((count, width), np.int64)
-    for i, w in enumerate(windows):
+    for i, w in enumerate(bounds):
         wanted[i, w.u0 : w.u1] = np.asarray(batch.labels)[i, w.u0 : w.u1]
 
     def pick(scores: Any, classes: Any) -> Any:
@@ -98,9 +98,9 @@ def smoothed_loss(
         result = oracles.arcs_loss(
             np.asarray(blank),
             np.asarray(label),
-            *batch.ranges[:2],
-            logit_begins=batch.ranges.logit_begins,
-            label_begins=batch.ranges.label_begins,
+            *batch.lengths[:2],
+            logit_begins=batch.lengths.logit_begins,
+            label_begins=batch.lengths.label_begins,
             **options,
         )
         weight = np.ones(count) if cotangent is None else cotangent

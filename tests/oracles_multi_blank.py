@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from oracles import LogitsResult, Window, log_sum_exp, windows
+from oracles import Bounds, LogitsResult, bounds_of_batch, log_sum_exp
 
 Array = np.ndarray
 
@@ -26,7 +26,7 @@ class Move(NamedTuple):
 class Lattice(NamedTuple):
     """One utterance: its labels, the blanks' durations by class, and what arcs are worth."""
 
-    window: Window
+    window: Bounds
     labels: Array  # (U,)
     durations: Mapping[int, int]
     scores: Array  # (T, U+1, V)
@@ -119,7 +119,7 @@ def multi_blank_loss(
     log_probs = logits - log_sum_exp(logits)
     losses, grads = [], np.zeros(logits.shape)
     lengths = logit_lengths, label_lengths, logit_begins, label_begins
-    for b, w in enumerate(windows(B, T, W - 1, *lengths)):
+    for b, w in enumerate(bounds_of_batch(B, T, W - 1, *lengths)):
         if w.t0 == w.t1:
             losses.append(0.0 if w.u0 == w.u1 else np.inf)
             continue

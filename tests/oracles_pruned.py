@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import oracles
-from oracles import Array, LogitsResult, Steps, Window
+from oracles import Array, Bounds, LogitsResult, Steps
 
 # ------------------------------------------------------------------------------------------ ranges
 
@@ -19,7 +19,7 @@ from oracles import Array, LogitsResult, Steps, Window
 def prune_starts(
     blank: Array,
     label: Array,
-    w: Window,
+    w: Bounds,
     s_range: int,
     topology: str = "regular",
     by_arcs: bool = False,
@@ -61,7 +61,7 @@ def prune_starts(
 # -------------------------------------------------------------------------------------- recursions
 
 
-def paths(starts: Array, size: int, w: Window, topology: str) -> Iterator[list]:
+def paths(starts: Array, size: int, w: Bounds, topology: str) -> Iterator[list]:
     """Every complete path of the band as a list of steps ("blank" | "label", t, u)."""
 
     def kept(t: int, u: int) -> bool:
@@ -82,7 +82,7 @@ def paths(starts: Array, size: int, w: Window, topology: str) -> Iterator[list]:
     return walk(w.t0, w.u0, [])
 
 
-def used_arcs(starts: Array, size: int, w: Window, topology: str) -> tuple[Array, Array]:
+def used_arcs(starts: Array, size: int, w: Bounds, topology: str) -> tuple[Array, Array]:
     """Which blank and which label arcs (T, S) are on some path."""
     blank, label = np.zeros((2, len(starts), size), bool)
     for path in paths(starts, size, w, topology):
@@ -101,7 +101,7 @@ def by_enumeration(
     blank: Array,
     label: Array,
     starts: Array,
-    w: Window,
+    w: Bounds,
     topology: str,
     label_windows: Array | None = None,
 ) -> Steps:
@@ -127,7 +127,7 @@ def by_enumeration(
     return Steps(float(best + np.log(weights.sum())), shares[0], shares[1])
 
 
-def by_embedding(blank: Array, label: Array, starts: Array, w: Window, topology: str) -> Steps:
+def by_embedding(blank: Array, label: Array, starts: Array, w: Bounds, topology: str) -> Steps:
     """The dynamic programme of whole lattices, without the arcs of cells outside the band."""
     frames, size = blank.shape
     width = max(w.u1 + 1, int(starts.max(initial=0)) + size) + 1
@@ -139,7 +139,7 @@ def by_embedding(blank: Array, label: Array, starts: Array, w: Window, topology:
     return Steps(steps.log_likelihood, steps.blank[rows, columns], steps.label[rows, columns])
 
 
-Band = Callable[[Array, Array, Array, Window, str], Steps]
+Band = Callable[[Array, Array, Array, Bounds, str], Steps]
 
 
 def pruned_loss(
@@ -161,9 +161,9 @@ def pruned_loss(
     logits = logits.astype(np.float64)
     blank_id %= classes
     losses, grads = [], np.zeros(logits.shape)
-    windows = oracles.windows(count, frames, labels.shape[1], *lengths)
+    bounds = oracles.bounds_of_batch(count, frames, labels.shape[1], *lengths)
     with np.errstate(invalid="ignore", over="ignore"):
-        for i, w in enumerate(windows):
+        for i, w in enumerate(bounds):
             starts = np.where((np.arange(frames) >= w.t0) & (np.arange(frames) < w.t1), 1, 0)
             starts = starts * np.asarray(ranges)[i, :, 0].astype(np.int64)
             position = starts[:, None] + np.arange(size)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from oracles import Window, log_sum_exp, penalised, windows
+from oracles import Bounds, bounds_of_batch, log_sum_exp, penalised
 
 Array = np.ndarray
 
@@ -22,7 +22,7 @@ class Moves(NamedTuple):
 
 
 def moves_from(
-    t: int, u: int, w: Window, durations: Sequence[int]
+    t: int, u: int, w: Bounds, durations: Sequence[int]
 ) -> Iterator[tuple[str, int, int, int]]:
     """What can be done at a node: kind, duration's index, and where it leads."""
     for i, d in enumerate(durations):
@@ -33,7 +33,7 @@ def moves_from(
 
 
 def by_enumeration(
-    blank: Array, label: Array, duration: Array, w: Window, durations: Sequence[int]
+    blank: Array, label: Array, duration: Array, w: Bounds, durations: Sequence[int]
 ) -> Moves:
     """Exponential: tiny lattices only. Durations are (D, T, U+1)."""
     found: list[tuple[float, list[tuple[str, int, int, int]]]] = []
@@ -58,7 +58,7 @@ def by_enumeration(
 
 
 def by_recursion(
-    blank: Array, label: Array, duration: Array, w: Window, durations: Sequence[int]
+    blank: Array, label: Array, duration: Array, w: Bounds, durations: Sequence[int]
 ) -> Moves:
     """Forward and backward, node by node."""
     takes = {"blank": np.zeros(duration.shape), "label": np.zeros(duration.shape)}
@@ -116,7 +116,7 @@ def tdt_loss(
     duration_log_probs = duration_logits - log_sum_exp(duration_logits)
     losses, grads, duration_grads = [], np.zeros(logits.shape), np.zeros(duration_logits.shape)
     lengths = logit_lengths, label_lengths, logit_begins, label_begins
-    for b, w in enumerate(windows(B, T, W - 1, *lengths)):
+    for b, w in enumerate(bounds_of_batch(B, T, W - 1, *lengths)):
         wanted = np.zeros(W, np.int64)
         wanted[w.u0 : w.u1] = labels[b, w.u0 : w.u1]
         hot = np.eye(V)[[blank_id]], np.eye(V)[wanted]

@@ -65,7 +65,7 @@ def random_packed(
 ) -> tuple[PackedBatch, oracles.LogitsResult]:
     """A batch with `spare` rows of NaN at its end, and what the oracle makes of it, packed."""
     padded = random_batch(rng, batch, frames, labels, classes, dtype=dtype, **options)
-    t1, u1, t0, u0 = padded.ranges
+    t1, u1, t0, u0 = padded.lengths
     lengths = t1 - t0, u1 - u0
     rows = int((lengths[0] * (lengths[1] + 1)).sum()) + spare
     wanted = oracles.logits_loss(np.asarray(padded.logits), padded.labels, *lengths, **options)

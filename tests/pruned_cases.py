@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import oracles_pruned
-from cases import WHOLE, Array, Ranges, random_batch
+from cases import WHOLE, Array, Lengths, random_batch
 
 import jax_rnnt
 
@@ -24,7 +24,7 @@ class PrunedBatch(NamedTuple):
     logits: Array
     labels: Array
     ranges: Array
-    lengths: Ranges = WHOLE
+    lengths: Lengths = WHOLE
     where: Array | None = None
 
 
@@ -43,12 +43,12 @@ def random_pruned(
     topology = options.get("topology", "regular")
     names = {k: v for k, v in options.items() if k in ("topology", "blank_id")}
     full = random_batch(rng, batch, frames, labels, classes, **names)
-    lengths = np.array(full.ranges)
+    lengths = np.array(full.lengths)
     if topology == "regular":  # labels that the band lets through
         t1, u1, t0, u0 = lengths
         lengths[1] = np.minimum(u1, u0 + (size - 1) * (t1 - t0))
     ranges = random_ranges(rng, frames, labels, size, lengths, topology)
-    return PrunedBatch(whole.logits, full.labels, ranges, Ranges(*lengths))
+    return PrunedBatch(whole.logits, full.labels, ranges, Lengths(*lengths))
 
 
 def random_ranges(
@@ -57,7 +57,7 @@ def random_ranges(
     """By the oracle from random posteriors; anything in padding."""
     rows = []
     for t1, u1, t0, u0 in lengths.T:
-        w = oracles.Window(t0, t1, u0, u1)
+        w = oracles.Bounds(t0, t1, u0, u1)
         blank, label = rng.exponential(size=(2, frames, labels + 1))
         starts = np.array(oracles_pruned.prune_starts(blank, label, w, size, topology), np.int32)
         padding = (np.arange(frames) < t0) | (np.arange(frames) >= t1)
@@ -73,7 +73,7 @@ def pruned_function(implementation: str = "auto", **options: Any) -> Callable[..
         logits: Array,
         labels: Array,
         ranges: Array,
-        lengths: Ranges = WHOLE,
+        lengths: Lengths = WHOLE,
         where: Array | None = None,
     ) -> jax.Array:
         return jax_rnnt.rnnt_loss_pruned(
@@ -120,14 +120,16 @@ def expected_pruned(batch: PrunedBatch, **options: Any) -> oracles.LogitsResult:
 def used_cells(batch: PrunedBatch, topology: str) -> np.ndarray:
     """Blank and label arcs of all utterances that are on some path, (2, B, T, S)."""
     size = batch.logits.shape[2]
-    windows = [oracles.Window(*map(int, row)) for row in zip(*_window_order(batch), strict=True)]
+    bounds = [
+        oracles.Bounds(*map(int, row)) for row in zip(*_in_order_of_bounds(batch), strict=True)
+    ]
     masks = [
         oracles_pruned.used_arcs(ranges[:, 0], size, w, topology)
-        for ranges, w in zip(batch.ranges, windows, strict=True)
+        for ranges, w in zip(batch.ranges, bounds, strict=True)
     ]
     return np.stack([np.array(m) for m in zip(*masks, strict=True)])
 
 
-def _window_order(batch: PrunedBatch) -> tuple[Array, ...]:
+def _in_order_of_bounds(batch: PrunedBatch) -> tuple[Array, ...]:
     t1, u1, t0, u0 = batch.lengths
     return t0, t1, u0, u1

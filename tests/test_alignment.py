@@ -17,14 +17,14 @@ import pruned_cases
 import pytest
 from alignment_cases import (
     align_arcs,
+    as_keywords,
     assert_best,
-    lengths,
+    bounds_of,
     normalised_arcs,
     normalised_best_arcs,
     spoiled,
-    windows,
 )
-from cases import ArcsBatch, Options, Ranges, each_topology, random_arcs, random_batch
+from cases import ArcsBatch, Lengths, Options, each_topology, random_arcs, random_batch
 from factored_cases import random_factored
 from oracles_alignment import by_enumeration, by_recursion
 from oracles_factored import FactoredBatch
@@ -41,7 +41,7 @@ def test_all_paths(implementation: str, options: Options) -> None:
     """With begins, empty windows, forbidden and bad arcs, and ties."""
     rng = np.random.default_rng(0)
     size = 64
-    ranges = random_arcs(rng, size, 5, 3, **options).ranges
+    lengths = random_arcs(rng, size, 5, 3, **options).lengths
     arcs = spoiled(rng, size, 5, 4)
     # The pure-JAX implementation is compiled for one of them.
     for dtype, penalty in [(np.float64, 0.5), (np.float32, 0.0)][
@@ -49,9 +49,9 @@ def test_all_paths(implementation: str, options: Options) -> None:
     ]:
         wanted = [
             by_enumeration(blank, oracles.penalised(label, w, penalty), w, 3, **options)
-            for blank, label, w in zip(*arcs, windows(ranges), strict=True)
+            for blank, label, w in zip(*arcs, bounds_of(lengths), strict=True)
         ]
-        batch = ArcsBatch(*arcs.astype(dtype), ranges)
+        batch = ArcsBatch(*arcs.astype(dtype), lengths)
         found = align_arcs(batch, implementation, delay_penalty=penalty, **options)
         assert_best(found, wanted, 1e-12 if dtype == np.float64 else 1e-6)
         assert np.isnan(found.score).sum() > 1 and np.isfinite(found.score).sum() > size / 4
@@ -70,7 +70,7 @@ def test_all_paths_of_bands(implementation: str, topology: Any) -> None:
     arcs = spoiled(rng, size, frames, width)
     wanted = [
         by_enumeration(blank, label, w, labels, topology, starts=start)
-        for blank, label, w, start in zip(*arcs, windows(batch.lengths), starts, strict=True)
+        for blank, label, w, start in zip(*arcs, bounds_of(batch.lengths), starts, strict=True)
     ]
     options = LatticeOptions(topology, implementation=implementation)  # type: ignore[arg-type]
     bounds = np.stack([t0, t1, u0, u1], axis=-1)
@@ -89,11 +89,11 @@ def test_recursion(implementation: str, options: Options) -> None:
         batch = random_arcs(rng, *shape, **options)
         wanted = [
             by_recursion(blank, label, w, **options)
-            for blank, label, w in zip(*batch[:2], windows(batch.ranges), strict=True)
+            for blank, label, w in zip(*batch[:2], bounds_of(batch.lengths), strict=True)
         ]
         assert_best(align_arcs(batch, implementation, **options), wanted)
         if implementation == "native":
-            single = ArcsBatch(*(x.astype(np.float32) for x in batch[:2]), batch.ranges)
+            single = ArcsBatch(*(x.astype(np.float32) for x in batch[:2]), batch.lengths)
             found = align_arcs(single, implementation, **options)
             scores = [best.score for best in wanted]
             np.testing.assert_allclose(found.score, scores, rtol=1e-5, atol=1e-5)
@@ -102,7 +102,7 @@ def test_recursion(implementation: str, options: Options) -> None:
 def test_rows_beyond_shared_memory() -> None:
     """So many labels that a row of a GPU's block does not fit on chip."""
     batch = random_arcs(np.random.default_rng(3), 1, 2, 3000, topology="regular")
-    (w,) = windows(batch.ranges)
+    (w,) = bounds_of(batch.lengths)
     wanted = by_recursion(batch.blank[0], batch.label[0], w)
     assert_best(align_arcs(batch, "native", topology="regular"), [wanted])
 
@@ -110,7 +110,7 @@ def test_rows_beyond_shared_memory() -> None:
 def test_reduced_precision() -> None:
     """bfloat16 arcs are float32 arcs of the same value."""
     batch = random_arcs(np.random.default_rng(4), 4, 6, 4, dtype=jnp.bfloat16)
-    wide = ArcsBatch(*(x.astype(np.float32) for x in batch[:2]), batch.ranges)
+    wide = ArcsBatch(*(x.astype(np.float32) for x in batch[:2]), batch.lengths)
     found, wanted = (align_arcs(b, "native") for b in (batch, wide))
     assert found.score.dtype == np.float32
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
@@ -128,14 +128,14 @@ def test_logits(implementation: str, normalization: str) -> None:
     logits = batch.am[:, :, None] + batch.lm[:, None]
     wanted = [
         by_recursion(*normalised_arcs(x, labels, w, 2, normalization), w)
-        for x, labels, w in zip(logits, batch.labels, windows(batch.ranges), strict=True)
+        for x, labels, w in zip(logits, batch.labels, bounds_of(batch.lengths), strict=True)
     ]
-    found = jax_rnnt.rnnt_align(logits, batch.labels, **lengths(batch.ranges), **options)
+    found = jax_rnnt.rnnt_align(logits, batch.labels, **as_keywords(batch.lengths), **options)
     assert_best(jax.device_get(found), wanted)
     if implementation == "native":  # the arcs are the same code in both
-        found = jax_rnnt.rnnt_align_simple(*batch[:3], **lengths(batch.ranges), **options)
+        found = jax_rnnt.rnnt_align_simple(*batch[:3], **as_keywords(batch.lengths), **options)
         assert_best(jax.device_get(found), wanted)
-        loss = jax_rnnt.rnnt_loss(logits, batch.labels, **lengths(batch.ranges), **options)
+        loss = jax_rnnt.rnnt_loss(logits, batch.labels, **as_keywords(batch.lengths), **options)
         assert (found.score <= -loss + 1e-12).all()
 
 
@@ -144,7 +144,7 @@ def test_pruned(topology: Any) -> None:
     """`rnnt_align_pruned`: with all label positions it is `rnnt_align`; else no better."""
     rng = np.random.default_rng(6)
     batch = random_batch(rng, 6, 7, 4, 5, topology=topology)
-    arguments = batch.labels, lengths(batch.ranges) | {"topology": topology}
+    arguments = batch.labels, as_keywords(batch.lengths) | {"topology": topology}
     whole = jax_rnnt.rnnt_align(batch.logits, arguments[0], **arguments[1])
     every = np.broadcast_to(np.arange(5), (6, 7, 5))
     found = jax_rnnt.rnnt_align_pruned(batch.logits, arguments[0], every, **arguments[1])
@@ -152,10 +152,10 @@ def test_pruned(topology: Any) -> None:
 
     pruned = pruned_cases.random_pruned(rng, 6, 7, 4, 3, 5, topology=topology)
     found = jax_rnnt.rnnt_align_pruned(
-        *pruned[:3], **lengths(pruned.lengths), topology=topology, delay_penalty=0.5
+        *pruned[:3], **as_keywords(pruned.lengths), topology=topology, delay_penalty=0.5
     )
     wanted = []
-    rows = zip(*pruned[:3], windows(pruned.lengths), strict=True)
+    rows = zip(*pruned[:3], bounds_of(pruned.lengths), strict=True)
     for logits, labels, ranges, w in rows:
         dense, starts = np.zeros((7, 5, 5)), np.clip(ranges[:, 0], 0, 2)
         for t, start in enumerate(starts):
@@ -181,12 +181,12 @@ def test_best_labels(normalization: Any) -> None:
     am[3, :, :4] = am[4, 1, :4] = -np.inf  # blank, 4, is all there is
     logits = am[:, :, None] + lm[:, None]
     wanted, classes = [], []
-    for x, w in zip(logits, windows(batch.ranges), strict=True):
+    for x, w in zip(logits, bounds_of(batch.lengths), strict=True):
         blank, label, best = normalised_best_arcs(x, w, 4, normalization)
         wanted.append(by_enumeration(blank, label, w, 3))
         frames = wanted[-1].frames
         classes.append(np.where(frames >= 0, best[frames, np.arange(3)], -1))
-    options: Any = lengths(batch.ranges) | {"blank_id": -1, "normalization": normalization}
+    options: Any = as_keywords(batch.lengths) | {"blank_id": -1, "normalization": normalization}
     for found in (
         jax_rnnt.rnnt_best_labels(logits, **options),
         jax_rnnt.rnnt_best_labels_simple(am, lm, **options),
@@ -242,13 +242,13 @@ def test_nothing_to_align(implementation: str) -> None:
 def test_bad_label_and_padding(implementation: str) -> None:
     """An utterance with a bad label gets NaN; NaN in padding has no effect."""
     batch = random_batch(np.random.default_rng(8), 4, 5, 3, 6)
-    ranges = Ranges(np.array([5, 4, 3, 5]), np.array([3, 2, 1, 2]))
+    lengths = Lengths(np.array([5, 4, 3, 5]), np.array([3, 2, 1, 2]))
     align: Any = partial(jax_rnnt.rnnt_align, implementation=implementation, check=False)
-    clean = align(batch.logits, batch.labels, **lengths(ranges))
+    clean = align(batch.logits, batch.labels, **as_keywords(lengths))
     logits, labels = batch.logits.copy(), batch.labels.copy()
     logits[1, 4:], logits[2, :, 2:] = np.nan, np.nan
     labels[3, 1] = 6
-    found = align(logits, labels, **lengths(ranges))
+    found = align(logits, labels, **as_keywords(lengths))
     assert np.isnan(found.score[3]) and (found.frames[3] == -1).all()
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:3], y[:3]), found, clean)
 
@@ -281,7 +281,7 @@ def test_label_windows(function: str) -> None:
     label_windows = np.concatenate([begins, begins + rng.integers(0, 5, begins.shape)], axis=-1)
     logits = batch.am[:, :, None] + batch.lm[:, None]
     wanted = []
-    rows = zip(logits, batch.labels, windows(batch.ranges), label_windows, strict=True)
+    rows = zip(logits, batch.labels, bounds_of(batch.lengths), label_windows, strict=True)
     for x, labels, w, (first, end) in ((*row[:3], row[3].T) for row in rows):
         if function == "rnnt_align_from_arcs":
             blank, label = x[..., 0], x[..., 1].copy()
@@ -292,8 +292,8 @@ def test_label_windows(function: str) -> None:
         t = np.arange(5)[:, None]
         label[:, :3][(t < first) | (t >= end)] = -np.inf
         wanted.append(by_enumeration(blank, label, w, 3))
-    options: Any = lengths(batch.ranges) | {"label_windows": label_windows}
-    found = FUNCTIONS[function](FactoredBatch(*batch[:3], Ranges()), logits, **options)
+    options: Any = as_keywords(batch.lengths) | {"label_windows": label_windows}
+    found = FUNCTIONS[function](FactoredBatch(*batch[:3], Lengths()), logits, **options)
     assert_best(jax.device_get(found), wanted)
     assert 2 < np.isfinite(found.score).sum() < 14
 
@@ -302,7 +302,7 @@ def test_label_windows(function: str) -> None:
 def test_arguments(function: Any) -> None:
     """Constants to differentiation; bad arguments are named."""
     batch = random_factored(np.random.default_rng(9), 2, 5, 3, 6)
-    batch = FactoredBatch(*batch[:3], Ranges())
+    batch = FactoredBatch(*batch[:3], Lengths())
     logits = batch.am[:, :, None] + batch.lm[:, None]
     gradient = jax.grad(lambda x: function(batch, x).score.sum())(logits)
     np.testing.assert_array_equal(gradient, np.zeros_like(logits))

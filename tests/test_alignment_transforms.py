@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from alignment_cases import lengths
-from cases import Ranges
+from alignment_cases import as_keywords
+from cases import Lengths
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from pruned_cases import PrunedBatch, random_pruned
@@ -44,10 +44,10 @@ def everything(implementation: str, check: bool = True) -> Any:
     same code in both implementations.
     """
 
-    def function(logits: Any, labels: Any, ranges: Any, ends: Ranges) -> Any:
+    def function(logits: Any, labels: Any, ranges: Any, ends: Lengths) -> Any:
         windows = jnp.stack([labels % 2, labels % 2 + T - 1], axis=-1)
         options = {
-            **lengths(ends),
+            **as_keywords(ends),
             "label_windows": windows,
             "implementation": implementation,
             "check": check,

@@ -11,8 +11,8 @@ import pytest
 from cases import (
     TOPOLOGIES,
     Array,
+    Lengths,
     Options,
-    Ranges,
     each_topology,
     expected_arcs,
     random_arcs,
@@ -28,17 +28,17 @@ def random_terms(rng: np.random.Generator, total: Array, count: int) -> list[Arr
     return [total - sum(parts), *parts] if parts else [total]
 
 
-def terms_function(ranges: Ranges, implementation: str, **options: Any) -> Any:
+def terms_function(lengths: Lengths, implementation: str, **options: Any) -> Any:
     """`(blank_terms, label_terms) -> losses`."""
 
     def losses(blanks: list[Array], labels: list[Array]) -> jax.Array:
         return jax_rnnt.rnnt_loss_from_arc_terms(
             blanks,
             labels,
-            ranges.logit_lengths,
-            ranges.label_lengths,
-            logit_begins=ranges.logit_begins,
-            label_begins=ranges.label_begins,
+            lengths.logit_lengths,
+            lengths.label_lengths,
+            logit_begins=lengths.logit_begins,
+            label_begins=lengths.label_begins,
             implementation=implementation,  # type: ignore[arg-type]
             **options,
         )
@@ -54,7 +54,7 @@ def test_parts(implementation: str, topology: Options) -> None:
     batch = random_arcs(rng, 6, 6, 4, **options)
     wanted = expected_arcs(batch, **options)
     blanks, labels = (random_terms(rng, x, 3) for x in batch[:2])
-    function = terms_function(batch.ranges, implementation, **options)
+    function = terms_function(batch.lengths, implementation, **options)
     losses, vjp = jax.vjp(jax.jit(function), blanks, labels)
     assert losses.shape == (3, 6)
     np.testing.assert_allclose(losses.sum(0), wanted.loss, rtol=1e-12, atol=1e-13)
@@ -78,13 +78,13 @@ def test_one_path() -> None:
 def test_one_term_is_from_arcs() -> None:
     """One term: the loss of `rnnt_loss_from_arcs`; bfloat16 gradients in bfloat16."""
     batch = random_arcs(np.random.default_rng(5), 4, 5, 3, dtype=jnp.bfloat16)
-    function = terms_function(batch.ranges, "native", reduction="mean")
+    function = terms_function(batch.lengths, "native", reduction="mean")
     loss, grads = jax.value_and_grad(lambda b, a: function([b], [a])[0], (0, 1))(*batch[:2])
     plain = jax_rnnt.rnnt_loss_from_arcs(
         *batch[:2],
-        *batch.ranges[:2],
-        logit_begins=batch.ranges[2],
-        label_begins=batch.ranges[3],
+        *batch.lengths[:2],
+        logit_begins=batch.lengths[2],
+        label_begins=batch.lengths[3],
         reduction="mean",
     )
     np.testing.assert_allclose(loss, plain, rtol=1e-6)
@@ -97,7 +97,7 @@ def test_bad_utterances(topology: Options) -> None:
     rng = np.random.default_rng(6)
     batch = random_arcs(rng, 6, 6, 4, **topology)
     blanks, labels = (random_terms(rng, x, 2) for x in batch[:2])
-    function = terms_function(batch.ranges, "native", **topology)
+    function = terms_function(batch.lengths, "native", **topology)
     clean = np.asarray(function(blanks, labels))
     wanted = expected_arcs(batch, **topology)
     for terms, used in ((blanks, wanted.posteriors.blank), (labels, wanted.posteriors.label)):
@@ -116,7 +116,7 @@ def test_bad_utterances(topology: Options) -> None:
 def test_vmap_and_where() -> None:
     """Mapped over utterances; left-out utterances and reductions, for each part."""
     rng = np.random.default_rng(7)
-    batch = random_arcs(rng, 5, 6, 4)._replace(ranges=Ranges())
+    batch = random_arcs(rng, 5, 6, 4)._replace(lengths=Lengths())
     blanks, labels = (random_terms(rng, x, 2) for x in batch[:2])
     wanted = np.asarray(jax_rnnt.rnnt_loss_from_arc_terms(blanks, labels))
     mapped = jax.vmap(jax_rnnt.rnnt_loss_from_arc_terms, out_axes=1)

@@ -127,7 +127,7 @@ def test_options(implementation: str) -> None:
     assert (grads[0][1] == 0).all() and (grads[1][1] == 0).all()
     assert posteriors.blank.shape == posteriors.label.shape == batch.blank.shape
     alone = jax.jit(jax_rnnt.rnnt_loss_from_arcs, static_argnames="implementation")(
-        batch.blank, batch.label, *batch.ranges[:2], implementation=implementation
+        batch.blank, batch.label, *batch.lengths[:2], implementation=implementation
     )
     assert alone.shape == (4,)
 

@@ -17,8 +17,8 @@ from jax_rnnt import rnnt_arcs, rnnt_loss, rnnt_loss_from_arcs
 
 def arguments(batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
     """Lengths and begins; with labels."""
-    ranges = {k: v for k, v in batch.ranges._asdict().items() if v is not None}
-    return ranges, {"labels": batch.labels, **ranges}
+    lengths = {k: v for k, v in batch.lengths._asdict().items() if v is not None}
+    return lengths, {"labels": batch.labels, **lengths}
 
 
 @pytest.mark.parametrize("normalization", ["softmax", "hat", "none"])
@@ -26,12 +26,12 @@ def test_loss_in_two_steps(implementation: str, normalization: str) -> None:
     """Losses, gradients by the logits, and posteriors that are derivatives by the arcs."""
     options: dict[str, Any] = {"normalization": normalization, "blank_id": -1}
     batch = random_batch(np.random.default_rng(0), 8, 9, 5, 6, **options)
-    ranges, others = arguments(batch)
+    lengths, others = arguments(batch)
     options["implementation"] = implementation
 
     def in_steps(logits: jax.Array) -> jax.Array:
         arcs = rnnt_arcs(logits, **others, **options)
-        return rnnt_loss_from_arcs(*arcs, **ranges)
+        return rnnt_loss_from_arcs(*arcs, **lengths)
 
     def at_once(logits: jax.Array) -> jax.Array:
         return rnnt_loss(logits, **others, **options)
@@ -49,8 +49,8 @@ def test_loss_in_two_steps(implementation: str, normalization: str) -> None:
 def test_values_and_gradient(implementation: str, dtype: Any) -> None:
     """Against a softmax in float64, for any cotangents, also in cells that are no arc's."""
     batch = random_batch(np.random.default_rng(2), 6, 7, 4, 5, dtype=dtype)
-    ranges, others = arguments(batch)
-    del ranges
+    lengths, others = arguments(batch)
+    del lengths
     rng = np.random.default_rng(3)
     cotangents = rng.normal(size=(2, 6, 7, 5)).astype(np.float32)
     arcs, vjp = jax.vjp(
@@ -61,7 +61,7 @@ def test_values_and_gradient(implementation: str, dtype: Any) -> None:
     logits = batch.logits.astype(np.float64)
     log_probs = logits - oracles.log_sum_exp(logits)
     wanted, hot = np.zeros(logits.shape), np.eye(5)
-    t1, u1, t0, u0 = (np.asarray(x) for x in batch.ranges)
+    t1, u1, t0, u0 = (np.asarray(x) for x in batch.lengths)
     for b, t, u in np.ndindex(6, 7, 5):
         inside = t0[b] <= t < t1[b] and u0[b] <= u <= u1[b]
         classes = (0, batch.labels[b, u] if u < u1[b] else None)

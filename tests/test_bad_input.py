@@ -16,8 +16,8 @@ import pytest
 from cases import (
     ArcsBatch,
     Batch,
+    Lengths,
     Options,
-    Ranges,
     assert_grad_close,
     assert_loss_close,
     dtypes,
@@ -41,14 +41,14 @@ SMALL, LARGE = -(2**31), 2**31 - 1
 def legal_batch(dtype: Any = np.float64, **options: Any) -> Batch:
     """Utterance BAD has frames [1, 6) and labels [1, 3); the whole lattice is utterance 0's."""
     batch = random_batch(np.random.default_rng(0), B, T, U, V, dtype=dtype, **options)
-    for array, value in zip(batch.ranges, (6, 3, 1, 1), strict=True):
+    for array, value in zip(batch.lengths, (6, 3, 1, 1), strict=True):
         array[BAD] = value
     return batch
 
 
 def legal_arcs(dtype: Any = np.float64, **options: Any) -> ArcsBatch:
     batch = random_arcs(np.random.default_rng(0), B, T, U, dtype=dtype, **options)
-    return batch._replace(ranges=legal_batch(**options).ranges)
+    return batch._replace(lengths=legal_batch(**options).lengths)
 
 
 def spoil(batch: Any, field: str, value: int, dtype: str) -> Any:
@@ -58,9 +58,9 @@ def spoil(batch: Any, field: str, value: int, dtype: str) -> Any:
         labels = cast.labels.copy()
         labels[BAD, 2] = value
         return cast._replace(labels=labels)
-    array = getattr(cast.ranges, field).copy()
+    array = getattr(cast.lengths, field).copy()
     array[BAD] = value
-    return cast._replace(ranges=cast.ranges._replace(**{field: array}))
+    return cast._replace(lengths=cast.lengths._replace(**{field: array}))
 
 
 def assert_only_one_bad(found: Any, clean: Any, loss: float, row: int = BAD) -> None:
@@ -88,7 +88,7 @@ SPECIAL = [
     ("logit_begins", T + 1),
     ("label_begins", U + 1),
 ]
-FIELDS = ["labels", *Ranges._fields]
+FIELDS = ["labels", *Lengths._fields]
 BAD_VALUES = [(f, v, dtype) for dtype, vs in LIMITS.items() for v in vs for f in FIELDS] + [
     (field, value, "int32") for field, value in SPECIAL
 ]
@@ -126,7 +126,7 @@ def test_values_other_options(implementation: str, topology: Options, normalizat
 def test_values_unchecked(implementation: str, field: str, value: int) -> None:
     """Eager with `check=False` does as jit does."""
     batch = spoil(legal_batch(), field, value, "int32")
-    t1, u1, t0, u0 = batch.ranges
+    t1, u1, t0, u0 = batch.lengths
     options = {"logit_begins": t0, "label_begins": u0, "implementation": implementation}
     loss = jax_rnnt.rnnt_loss(batch.logits, batch.labels, t1, u1, check=False, **options)
     assert_only_one_bad((np.asarray(loss),), run(legal_batch(), implementation)[:1], np.nan)
@@ -146,7 +146,7 @@ def test_where_hides_bad_values(implementation: str) -> None:
     for spoiled in bad:
         found = run(spoiled._replace(where=keep), implementation)
         assert_only_one_bad(found, clean, 0.0)
-        t1, u1, t0, u0 = spoiled.ranges
+        t1, u1, t0, u0 = spoiled.lengths
         options = {"logit_begins": t0, "label_begins": u0, "implementation": implementation}
         eager = jax_rnnt.rnnt_loss(spoiled.logits, spoiled.labels, t1, u1, where=keep, **options)
         np.testing.assert_allclose(eager, clean[0], rtol=1e-12, atol=1e-15)
@@ -173,14 +173,14 @@ def test_no_path(implementation: str, options: Options, window: tuple[int, ...])
         run(batch, implementation, **options),
         run_arcs(arcs, implementation, **options),
     )
-    for array, value in zip(batch.ranges, window, strict=True):
+    for array, value in zip(batch.lengths, window, strict=True):
         array[BAD] = value
     found = run(batch, implementation, **options)
     assert_only_one_bad(found, clean, np.inf)
-    found = run_arcs(arcs._replace(ranges=batch.ranges), implementation, **options)
+    found = run_arcs(arcs._replace(lengths=batch.lengths), implementation, **options)
     assert_only_one_bad(found, clean_arcs, np.inf)
     if implementation == "native":  # eager dispatch of the other one takes seconds
-        t1, u1, t0, u0 = batch.ranges
+        t1, u1, t0, u0 = batch.lengths
         begins = {"logit_begins": t0, "label_begins": u0}
         eager = jax_rnnt.rnnt_loss(batch.logits, batch.labels, t1, u1, **begins, **options)
         assert eager[BAD] == np.inf
@@ -232,9 +232,9 @@ def test_nan_and_inf_arcs(implementation: str, topology: Options, value: float) 
     """The same in every single arc that is on a path."""
     batch = legal_arcs(**topology)
     clean = run_arcs(batch, implementation, **topology)
-    window = oracles.Window(1, 6, 1, 3)
+    bounds = oracles.Bounds(1, 6, 1, 3)
     used = oracles.used_arcs(
-        window, (T, U + 1), topology["topology"], topology.get("final_blank", False)
+        bounds, (T, U + 1), topology["topology"], topology.get("final_blank", False)
     )
     for field, mask in zip(("blank", "label"), used, strict=True):
         for t, u in np.argwhere(mask):
@@ -252,12 +252,12 @@ def used_cells(batch: Any, options: Options) -> tuple[np.ndarray, np.ndarray]:
     shape = batch[0].shape[1:3]
     rows = [
         oracles.used_arcs(
-            oracles.Window(*(int(r[i]) for r in (t0, t1, u0, u1))),
+            oracles.Bounds(*(int(r[i]) for r in (t0, t1, u0, u1))),
             shape,
             options["topology"],
             options.get("final_blank", False),
         )
-        for t1, u1, t0, u0 in [batch.ranges]
+        for t1, u1, t0, u0 in [batch.lengths]
         for i in range(len(batch[0]))
     ]
     return np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
@@ -275,7 +275,7 @@ def test_padding(implementation: str, topology: Options, garbage: float) -> None
         assert (unused | valid_cells(batch)).all() and unused.any()
         logits, labels = batch.logits.copy(), batch.labels.copy()
         logits[unused] = garbage
-        for i, (_, u1, _, u0) in enumerate(zip(*batch.ranges, strict=True)):
+        for i, (_, u1, _, u0) in enumerate(zip(*batch.lengths, strict=True)):
             labels[i, :u0] = LARGE
             labels[i, u1:] = SMALL
         found = run(batch._replace(logits=logits, labels=labels), implementation, **topology)
@@ -365,7 +365,7 @@ def test_empty_batch(implementation: str) -> None:
 def test_no_frames(implementation: str, topology: Options) -> None:
     """T = 0: loss 0 without labels and +inf with; the gradient is empty."""
     batch = Batch(np.zeros((2, 0, 3, 5)), np.ones((2, 2), np.int32))
-    batch = batch._replace(ranges=Ranges(None, np.array([0, 1])))
+    batch = batch._replace(lengths=Lengths(None, np.array([0, 1])))
     loss, grad = run(batch, implementation, **topology)
     np.testing.assert_array_equal(loss, [0, np.inf])
     assert grad.shape == (2, 0, 3, 5)
@@ -377,7 +377,7 @@ def test_small_lattices(implementation: str, topology: Options, shape: tuple[int
     """U = 0 and T = 1, against the oracle (+inf where one frame is too few)."""
     frames, labels = shape
     rng = np.random.default_rng(4)
-    batch = random_batch(rng, 2, frames, labels, 4, **topology)._replace(ranges=Ranges())
+    batch = random_batch(rng, 2, frames, labels, 4, **topology)._replace(lengths=Lengths())
     wanted = expected(batch, **topology)
     loss, grad = run(batch, implementation, **topology)
     np.testing.assert_allclose(loss, wanted.loss, rtol=1e-12, atol=1e-14)
@@ -389,7 +389,7 @@ def test_dummy_rows(implementation: str) -> None:
     batch = legal_batch()
     clean = run(batch, implementation)
     for window in ((0, 0, 0, 0), (3, 2, 3, 2), (T, U, T, U)):
-        for array, value in zip(batch.ranges, window, strict=True):
+        for array, value in zip(batch.lengths, window, strict=True):
             array[BAD] = value
         logits = batch.logits.copy()
         logits[BAD] = np.nan

@@ -317,7 +317,7 @@ def test_viterbi(blank: int) -> None:
     others = np.delete(log_probs, blank, axis=-1)
     classes = np.delete(np.arange(V), blank)
     for b, (frames, count) in enumerate(zip(*LENGTHS, strict=True)):
-        window = oracles.Window(0, frames, 0, count)
+        bounds = oracles.Bounds(0, frames, 0, count)
 
         def score(path: Any, b: int = b) -> float:
             return sum(
@@ -325,7 +325,7 @@ def test_viterbi(blank: int) -> None:
                 for kind, t, u in path
             )
 
-        best = max(oracles.paths(window, "regular", False), key=score)
+        best = max(oracles.paths(bounds, "regular", False), key=score)
         labels = [classes[others[b, t, u].argmax()] for kind, t, u in best if kind == "label"]
         assert found[b, :count].tolist() == labels
 

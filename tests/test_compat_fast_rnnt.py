@@ -221,16 +221,16 @@ def test_recursion(regular: bool, boundary: Any) -> None:
 
 @pytest.mark.parametrize("rnnt_type", TYPES)
 def test_pruning(rnnt_type: str) -> None:
-    """Ranges from gradients; am and lm of their cells; a loss of all cells is the whole loss."""
+    """Lengths from gradients; am and lm of their cells; a loss of all cells is the whole loss."""
     this = case("simple", rnnt_type)
     loss, grads, _ = this.oracle(rnnt_type, BOUNDARY)
     for s_range in (2, 9):
         ranges = np.asarray(fast_rnnt.get_rnnt_prune_ranges(*grads, BOUNDARY, s_range))
         assert ranges.shape == (B, T, min(s_range, S + 1))
         for i in range(B):
-            window = oracles.Window(0, BOUNDARY[i, 3], 0, BOUNDARY[i, 2])
+            bounds = oracles.Bounds(0, BOUNDARY[i, 3], 0, BOUNDARY[i, 2])
             py, px = grads[1][i].T, np.pad(grads[0][i].T[:T], ((0, 0), (0, 1)))
-            starts = oracles_pruned.prune_starts(py, px, window, s_range, rnnt_type)
+            starts = oracles_pruned.prune_starts(py, px, bounds, s_range, rnnt_type)
             assert ranges[i].tolist() == [[s + k for k in range(ranges.shape[2])] for s in starts]
     if rnnt_type == "regular":  # the others have no px of the last frame
         # As if this frame had three labels one after another: both functions keep other cells.
@@ -238,9 +238,9 @@ def test_pruning(rnnt_type: str) -> None:
     for s_range in (2, 3, 9):
         ranges = np.asarray(k2.get_rnnt_prune_ranges_deprecated(*grads, BOUNDARY, s_range))
         for i in range(B):
-            window = oracles.Window(0, BOUNDARY[i, 3], 0, BOUNDARY[i, 2])
+            bounds = oracles.Bounds(0, BOUNDARY[i, 3], 0, BOUNDARY[i, 2])
             py, px = grads[1][i].T, np.pad(grads[0][i].T[:T], ((0, 0), (0, 1)))
-            starts = oracles_pruned.prune_starts(py, px, window, s_range, rnnt_type, by_arcs=True)
+            starts = oracles_pruned.prune_starts(py, px, bounds, s_range, rnnt_type, by_arcs=True)
             assert ranges[i].tolist() == [[s + k for k in range(ranges.shape[2])] for s in starts]
     am, lm = fast_rnnt.do_rnnt_pruning(*this.scores, ranges)
     found = fast_rnnt.rnnt_loss_pruned(

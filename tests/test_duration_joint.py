@@ -168,7 +168,7 @@ def test_few_frames_or_labels(loss: Loss, count: int, frames: int, labels: int) 
 def test_padding_and_bad_utterances_have_no_effect(loss: Loss) -> None:
     """NaN in padding, in an utterance with NaN in use and in one left out: others as before."""
     problem = duration_problem(7)
-    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in problem.batch.ranges)
+    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in problem.batch.lengths)
     where = np.array([True, True, False, True, True])
     bad = 0  # the whole lattice
     t, u = np.arange(T)[None], np.arange(U + 1)[None]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from alignment_cases import lengths, windows
+from alignment_cases import as_keywords, bounds_of
 from cases import Options, arcs_function, each_topology, random_arcs
 from jax.test_util import check_grads
 
@@ -18,7 +18,7 @@ from jax_rnnt import Posteriors
 
 
 def expected_frames(
-    blank: Any, label: Any, w: oracles.Window, topology: str = "regular", final_blank: bool = False
+    blank: Any, label: Any, w: oracles.Bounds, topology: str = "regular", final_blank: bool = False
 ) -> np.ndarray:
     """The mean of the labels' frames over all paths, weighted with their probabilities."""
     scores, frames = [], []
@@ -43,7 +43,7 @@ def test_expected_frames(options: Options) -> None:
     found = jax_rnnt.expected_emission_frames(posteriors)
     wanted = [
         expected_frames(*row, **options)
-        for row in zip(*batch[:2], windows(batch.ranges), strict=True)
+        for row in zip(*batch[:2], bounds_of(batch.lengths), strict=True)
     ]
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
@@ -52,8 +52,8 @@ def test_no_alignment() -> None:
     """-1 in padding and without finite loss; the best alignment's posteriors give its frames."""
     planes = np.zeros((2, 3, 4, 3))
     planes[:, 1] = np.nan
-    ranges = {"logit_lengths": np.array([4, 4, 4]), "label_lengths": np.array([1, 2, 2])}
-    _, posteriors = jax_rnnt.rnnt_loss_from_arcs(*planes, **ranges, return_posteriors=True)
+    lengths = {"logit_lengths": np.array([4, 4, 4]), "label_lengths": np.array([1, 2, 2])}
+    _, posteriors = jax_rnnt.rnnt_loss_from_arcs(*planes, **lengths, return_posteriors=True)
     found = np.asarray(jax_rnnt.expected_emission_frames(posteriors))
     assert (found[0] >= 0).tolist() == [True, False]
     np.testing.assert_array_equal(found[1], [-1, -1])
@@ -61,7 +61,7 @@ def test_no_alignment() -> None:
 
     certain = random_arcs(np.random.default_rng(1), 4, 6, 3, scale=1e5)
     _, posteriors = arcs_function(return_posteriors=True)(*certain)
-    alignment = jax_rnnt.rnnt_align_from_arcs(*certain[:2], **lengths(certain.ranges))
+    alignment = jax_rnnt.rnnt_align_from_arcs(*certain[:2], **as_keywords(certain.lengths))
     found = jax_rnnt.expected_emission_frames(posteriors)
     np.testing.assert_allclose(found, alignment.frames, atol=1e-6)
 

@@ -14,8 +14,8 @@ import oracles
 import pytest
 from cases import (
     TOPOLOGIES,
+    Lengths,
     Options,
-    Ranges,
     assert_grad_close,
     assert_loss_close,
     some_xla,
@@ -106,7 +106,7 @@ def test_large_products(implementation: str, dtype: Any, scales: Options) -> Non
     rng = np.random.default_rng(23)
     options = dict(REGULARISERS, blank_id=1, **scales)
     batch = random_factored(rng, 2, 267, 67, 131, dtype=dtype, **options)
-    batch = batch._replace(ranges=Ranges(np.array([267, 200]), np.array([67, 31])))
+    batch = batch._replace(lengths=Lengths(np.array([267, 200]), np.array([67, 31])))
     batch.am[0, 100:105, 130] += 120
     batch.lm[0, 30:33, 129] += 120
     batch.labels[0, 3:20:4] = 130
@@ -209,7 +209,7 @@ def test_posteriors(implementation: str, scales: Options) -> None:
     np.testing.assert_array_equal(grads[0], plain.d_am)
     np.testing.assert_array_equal(grads[1], plain.d_lm)
     _, posteriors = function(*batch)
-    t1, u1, t0, u0 = batch.ranges
+    t1, u1, t0, u0 = batch.lengths
     total = np.asarray(posteriors.blank).sum((1, 2)), np.asarray(posteriors.label).sum((1, 2))
     np.testing.assert_allclose(total[0], t1 - t0, rtol=1e-12)
     np.testing.assert_allclose(total[1], u1 - u0, rtol=1e-12)
@@ -292,7 +292,7 @@ def test_long_float32(frames: int, labels: int, tolerance: float) -> None:
     """No drift with length."""
     rng = np.random.default_rng(14)
     batch = random_factored(rng, 2, frames, labels, 4, scale=2.0, dtype=np.float32)
-    batch = batch._replace(ranges=Ranges(np.array([frames, frames]), np.array([labels, labels])))
+    batch = batch._replace(lengths=Lengths(np.array([frames, frames]), np.array([labels, labels])))
     found, wanted = run_factored(batch, "native"), simple_loss(batch)
     assert_loss_close(found.loss, wanted.loss, 1e-5)
     assert_grad_close(found.d_am, wanted.d_am, tolerance)
@@ -309,7 +309,7 @@ def test_small_lattices(implementation: str, shape: tuple[int, int], scales: Opt
     """U = 0, T = 1 and T = 0."""
     frames, labels = shape
     batch = random_factored(np.random.default_rng(15), 2, max(frames, 1), labels, 4)
-    batch = FactoredBatch(batch.am[:, :frames], batch.lm, batch.labels, Ranges())
+    batch = FactoredBatch(batch.am[:, :frames], batch.lm, batch.labels, Lengths())
     found = run_factored(batch, implementation, **scales)
     if frames == 0:
         np.testing.assert_array_equal(found.loss, 0.0 if labels == 0 else np.inf)

@@ -29,7 +29,7 @@ GARBAGE = [np.nan, np.inf, -np.inf, 1e30, -1e30]
 def legal_batch(dtype: Any = np.float32, **options: Any) -> FactoredBatch:
     """Utterance BAD has frames [1, 6) and labels [1, 3); the whole lattice is utterance 0's."""
     batch = random_factored(np.random.default_rng(0), B, T, U, V, dtype=dtype, **options)
-    for array, value in zip(batch.ranges, (6, 3, 1, 1), strict=True):
+    for array, value in zip(batch.lengths, (6, 3, 1, 1), strict=True):
         array[BAD] = value
     return batch
 
@@ -90,7 +90,7 @@ def test_no_path(topology: Options, scales: Options) -> None:
         assert_only_one_bad(found, without_bad(batch, "native", **options), np.inf)
     if topology["topology"] == "regular":
         return
-    for array, value in zip(batch.ranges, (3, 4, 0, 0), strict=True):
+    for array, value in zip(batch.lengths, (3, 4, 0, 0), strict=True):
         array[BAD] = value
     found = run_factored(batch, "native", **options)
     np.testing.assert_array_equal(found.loss[BAD], np.inf)
@@ -113,9 +113,9 @@ def test_values_in_jit(implementation: str, field: str, value: int, scales: Opti
         labels[BAD, 2] = value
         bad = batch._replace(labels=labels)
     else:
-        array = getattr(batch.ranges, field).copy()
+        array = getattr(batch.lengths, field).copy()
         array[BAD] = value
-        bad = batch._replace(ranges=batch.ranges._replace(**{field: array}))
+        bad = batch._replace(lengths=batch.lengths._replace(**{field: array}))
     assert_only_one_bad(run_factored(bad, implementation, **scales), clean, np.nan)
 
 
@@ -127,14 +127,14 @@ def test_padding(implementation: str, garbage: float, dtype: Any, scales: Option
     """Garbage in all frames, label positions and labels outside: same bits, exact zeros."""
     batch = legal_batch(dtype)
     clean = run_factored(batch, implementation, **scales)
-    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in batch.ranges)
+    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in batch.lengths)
     t, u = np.arange(T)[None], np.arange(U + 1)[None]
     frames = (t0 <= t) & (t < t1)
     positions = (u0 <= u) & (u <= u1) & (t0 < t1)
     am, lm, labels = (x.copy() for x in batch[:3])
     am[~frames], lm[~positions] = garbage, garbage
     labels[((u < u0) | (u >= u1))[:, :-1]] = -(2**31)
-    found = run_factored(FactoredBatch(am, lm, labels, batch.ranges), implementation, **scales)
+    found = run_factored(FactoredBatch(am, lm, labels, batch.lengths), implementation, **scales)
     for one, two in zip(found, clean, strict=True):
         np.testing.assert_array_equal(one, two)
     assert (found.d_am[~frames] == 0).all() and (found.d_lm[~positions] == 0).all()
@@ -181,7 +181,7 @@ def test_dummy_rows(implementation: str, scales: Options) -> None:
     """Empty windows: exactly 0, zero gradient, even with NaN everywhere."""
     batch = legal_batch()
     clean = without_bad(batch, implementation, **scales)
-    for array in batch.ranges:
+    for array in batch.lengths:
         array[BAD] = 0
     batch.am[BAD] = batch.lm[BAD] = np.nan
     assert_only_one_bad(run_factored(batch, implementation, **scales), clean, 0.0)
@@ -226,8 +226,8 @@ def test_eager_values() -> None:
     """Outside of transformations bad values raise, with `check`."""
     batch = legal_batch()
     batch.labels[1, 0] = V + 3
-    batch.ranges.label_lengths[1] = 2
-    batch.ranges.label_begins[1] = 0
+    batch.lengths.label_lengths[1] = 2
+    batch.lengths.label_begins[1] = 0
     with pytest.raises(ValueError, match=r"labels\[1, 0\] is 8"):
         factored_function("native")(*batch)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Options, Ranges
+from cases import Lengths, Options
 from factored_cases import factored_function, loss_and_grads, random_factored, run_factored
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -88,7 +88,7 @@ def test_vmap_shared(batch: FactoredBatch) -> None:
     )
     wanted = run_factored(shared, "native")
     mapped = jax.vmap(function, (2, None, None, 0))
-    arguments = np.moveaxis(batch.am, 0, 2), batch.lm[0], batch.labels[0], batch.ranges
+    arguments = np.moveaxis(batch.am, 0, 2), batch.lm[0], batch.labels[0], batch.lengths
     found = jax.jit(loss_and_grads(mapped))(*arguments)
     close((found.loss, np.moveaxis(found.d_am, 2, 0)), wanted[:2])
     close(found.d_lm, wanted.d_lm.sum(0))
@@ -261,7 +261,7 @@ def test_export(batch: FactoredBatch, scales: Options) -> None:
     """Serialised with a symbolic batch; for TPU there is no custom call of ours."""
     from jax.export import deserialize, symbolic_shape
 
-    plain = batch._replace(ranges=Ranges())
+    plain = batch._replace(lengths=Lengths())
     (size,) = symbolic_shape("b")
     spec = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in plain[:3]]
     both = loss_and_grads(factored_function("auto", **scales))

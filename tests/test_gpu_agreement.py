@@ -98,7 +98,7 @@ def assert_gradients_agree(gpu: np.ndarray, cpu: np.ndarray, tolerance: float) -
 
 def bounds_of(batch: Batch | ArcsBatch) -> np.ndarray:
     """The kernels' bounds; the last utterance is one with bad input."""
-    t1, u1, t0, u0 = batch.ranges
+    t1, u1, t0, u0 = batch.lengths
     bounds = np.stack([t0, t1, u0, u1], axis=-1).astype(np.int32)
     bounds[-1] = -1
     return bounds
@@ -364,7 +364,7 @@ def test_loss_from_arcs(
 
     def everything(batch: ArcsBatch) -> Any:
         loss, vjp, posteriors = jax.vjp(
-            lambda *arcs: function(*arcs, batch.ranges), *batch[:2], has_aux=True
+            lambda *arcs: function(*arcs, batch.lengths), *batch[:2], has_aux=True
         )
         return loss, vjp(jnp.ones_like(loss)), tuple(posteriors)
 

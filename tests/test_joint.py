@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Batch, Ranges, each_topology
+from cases import Batch, Lengths, each_topology
 from jax.test_util import check_grads
 from joint_cases import (
     B,
@@ -119,7 +119,7 @@ def test_no_batch_dimension_and_two() -> None:
 def test_padding_and_bad_utterances_have_no_effect() -> None:
     """NaN in padding, in an utterance with NaN in use and in one left out: others as before."""
     problem = random_problem(7)
-    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in problem.batch.ranges)
+    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in problem.batch.lengths)
     where = np.array([True, True, False, True, True])
     bad = 0  # the whole lattice
     t, u = np.arange(T)[None], np.arange(U + 1)[None]
@@ -142,7 +142,7 @@ def test_padding_and_bad_utterances_have_no_effect() -> None:
 def test_utterance_without_alignment() -> None:
     """More labels than frames, one label a frame: +inf, and no gradient."""
     problem = random_problem(8)
-    ranges = Ranges(np.array([T, 3, T, 4, T], np.int32), np.array([U, 5, 2, 4, 0], np.int32))
+    ranges = Lengths(np.array([T, 3, T, 4, T], np.int32), np.array([U, 5, 2, 4, 0], np.int32))
     problem = problem._replace(batch=Batch(None, problem.batch.labels, ranges))
     found = pulled_back(tiled(topology="modified", rows_per_tile=64), problem)
     assert_close(found, pulled_back(dense(topology="modified"), problem))

@@ -46,12 +46,12 @@ def close(found: Any, wanted: Any) -> None:
 
 
 def random_windows(
-    rng: np.random.Generator, ranges: Any, paths: Callable[[int, oracles.Window], Any], labels: int
+    rng: np.random.Generator, ranges: Any, paths: Callable[[int, oracles.Bounds], Any], labels: int
 ) -> np.ndarray:
     """Around one path of each utterance; anything in padding. No path for utterance 0."""
     windows = rng.integers(-9, 99, (len(ranges[0]), labels, 2))
     for i, (t1, u1, t0, u0) in enumerate(zip(*ranges, strict=True)):
-        every = list(paths(i, oracles.Window(t0, t1, u0, u1)))
+        every = list(paths(i, oracles.Bounds(t0, t1, u0, u1)))
         for kind, t, u in every[rng.integers(len(every))]:
             if kind == "label":
                 windows[i, u] = t - rng.integers(3), t + 1 + rng.integers(3)
@@ -72,7 +72,7 @@ def in_order(enumeration: Callable[..., Any], windows: Array) -> Callable[..., A
 
 
 def lengths_of(batch: Any) -> dict[str, Array]:
-    return dict(zip(ARGUMENTS, batch.ranges, strict=True))
+    return dict(zip(ARGUMENTS, batch.lengths, strict=True))
 
 
 @pytest.mark.parametrize(**some_xla)
@@ -81,7 +81,7 @@ def test_logits(implementation: str, topology: Options) -> None:
     rng = np.random.default_rng(TOPOLOGIES.index(topology))
     options = dict(topology, fastemit_lambda=0.2, delay_penalty=0.1)
     batch = random_batch(rng, B, T, U, V, **options)
-    windows = lattice_windows(rng, batch.ranges, topology)
+    windows = lattice_windows(rng, batch.lengths, topology)
     wanted = oracles.logits_loss(
         *batch[:2],
         **lengths_of(batch),
@@ -129,7 +129,7 @@ def test_arcs(implementation: str, topology: Options) -> None:
     """From arcs: posteriors and gradients; garbage in forbidden label arcs has no effect."""
     rng = np.random.default_rng(TOPOLOGIES.index(topology))
     batch = random_arcs(rng, B, T, U, **topology)
-    windows = lattice_windows(rng, batch.ranges, topology)
+    windows = lattice_windows(rng, batch.lengths, topology)
     wanted = oracles.arcs_loss(
         *batch[:2],
         **lengths_of(batch),
@@ -144,7 +144,7 @@ def test_arcs(implementation: str, topology: Options) -> None:
         options: Options = dict(topology, label_windows=windows, return_posteriors=True)
         function = arcs_function(implementation, **options)
         loss, vjp, posteriors = jax.vjp(
-            lambda *x: function(*x, batch.ranges), blank, label, has_aux=True
+            lambda *x: function(*x, batch.lengths), blank, label, has_aux=True
         )
         return loss, posteriors, *vjp(jnp.ones_like(loss))
 
@@ -164,7 +164,7 @@ def test_factored(topology: Options, scales: Options) -> None:
     """The additive joiner, smoothed too."""
     rng = np.random.default_rng(7)
     batch = random_factored(rng, B, T, U, V, **topology)
-    windows = lattice_windows(rng, batch.ranges, topology)
+    windows = lattice_windows(rng, batch.lengths, topology)
     oracle: Any = oracles_factored.smoothed_loss if scales else oracles_factored.simple_loss
     wanted = oracle(batch, lattice=in_order(oracles.by_enumeration, windows), **topology, **scales)
     # The others' losses depend on utterance 0, by way of the unigram; its gradient is 0 anyway.
@@ -229,7 +229,7 @@ def windowed() -> tuple[Batch, np.ndarray, Any]:
     """Sixteen utterances, their windows, and losses with gradients computed at once."""
     rng = np.random.default_rng(3)
     batch = random_batch(rng, 16, T, U, V)
-    windows = lattice_windows(rng, batch.ranges, TOPOLOGIES[0])
+    windows = lattice_windows(rng, batch.lengths, TOPOLOGIES[0])
     return batch, windows, jax.jit(losses_and_grad(function_of_windows()))(*batch[:3], windows)
 
 

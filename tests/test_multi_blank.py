@@ -14,8 +14,8 @@ import pytest
 from cases import (
     Array,
     Batch,
+    Lengths,
     Options,
-    Ranges,
     assert_grad_close,
     assert_loss_close,
     random_batch,
@@ -45,13 +45,13 @@ def random_problem(seed: int, batch: int, frames: int, labels: int, **options: A
 @functools.cache
 def compiled(implementation: str, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     def loss(logits: Array, batch: Batch, **more: Array) -> jax.Array:
-        ranges = batch.ranges
+        lengths = batch.lengths
         return rnnt_loss_multi_blank(
             logits,
             batch.labels,
-            *ranges[:2],
-            logit_begins=ranges.logit_begins,
-            label_begins=ranges.label_begins,
+            *lengths[:2],
+            logit_begins=lengths.logit_begins,
+            label_begins=lengths.label_begins,
             implementation=implementation,  # type: ignore[arg-type]
             **dict(items),
             **more,
@@ -82,9 +82,9 @@ def expected(
     classes = [i % batch.logits.shape[-1] for i in big_blank_ids]
     return oracles_multi_blank.multi_blank_loss(
         *batch[:2],
-        *batch.ranges[:2],
-        logit_begins=batch.ranges.logit_begins,
-        label_begins=batch.ranges.label_begins,
+        *batch.lengths[:2],
+        logit_begins=batch.lengths.logit_begins,
+        label_begins=batch.lengths.label_begins,
         durations={blank_id: 1, **dict(zip(classes, big_blank_durations, strict=True))},
         **options,
     )
@@ -182,7 +182,7 @@ def test_without_big_blanks(implementation: str, forbidden: bool) -> None:
 def test_forbidden_blank(implementation: str) -> None:
     """The usual blank may have logits of -inf: then all steps are big."""
     problem = random_problem(6, 4, 8, 2)
-    problem = problem._replace(ranges=Ranges(np.array([8, 6, 7, 4]), np.array([2, 0, 1, 2])))
+    problem = problem._replace(lengths=Lengths(np.array([8, 6, 7, 4]), np.array([2, 0, 1, 2])))
     problem.logits[..., 0] = -np.inf
     options = options_of(((-1,), (2,)))
     loss, grad = run_loss(problem, implementation, **options)
@@ -240,8 +240,8 @@ def test_bad_scores_and_padding(implementation: str) -> None:
     """
     options = options_of(BIG_BLANKS[1])
     clean = random_problem(9, 6, 7, 4)
-    lengths = Ranges(np.full(6, 6, np.int32), np.full(6, 3, np.int32))
-    clean = clean._replace(ranges=lengths)
+    lengths = Lengths(np.full(6, 6, np.int32), np.full(6, 3, np.int32))
+    clean = clean._replace(lengths=lengths)
     logits, labels = clean.logits.copy(), clean.labels.copy()
     logits[:, 6:], logits[:, :, 4:] = np.nan, np.inf
     labels[:, 3] = -7

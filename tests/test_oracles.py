@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import oracles
 import pytest
-from oracles import Window
+from oracles import Bounds
 
 TOPOLOGIES = [("regular", False), ("modified", False), ("modified", True), ("constrained", False)]
 
@@ -51,31 +51,31 @@ def test_number_of_paths(topology: str, final_blank: bool) -> None:
             else:
                 expected = comb(frames - final_blank, labels)
             arcs = np.zeros((6, 5))
-            window = Window(1, 1 + frames, 1, 1 + labels)
+            bounds = Bounds(1, 1 + frames, 1, 1 + labels)
             for lattice in (oracles.by_enumeration, oracles.by_recursion):
-                found = lattice(arcs, arcs, window, topology, final_blank).log_likelihood
+                found = lattice(arcs, arcs, bounds, topology, final_blank).log_likelihood
                 assert round(np.exp(found)) == expected, (frames, labels, lattice)
 
 
 @pytest.mark.parametrize(("topology", "final_blank"), TOPOLOGIES)
 def test_recursion_is_enumeration(topology: str, final_blank: bool) -> None:
-    """Recursion against enumeration: every window of a 4 x 3 lattice, some arcs -inf, everything
+    """Recursion against enumeration: every part of a 4 x 3 lattice, some arcs -inf, everything
     else NaN.
     """
     rng = np.random.default_rng(0)
     for t0, u0 in [(0, 0), (1, 0), (0, 2), (2, 1)]:
         for frames in range(5):
             for labels in range(4):
-                window = Window(t0, t0 + frames, u0, u0 + labels)
+                bounds = Bounds(t0, t0 + frames, u0, u0 + labels)
                 blank, label = rng.normal(size=(2, 7, 7))
                 blank[rng.random(blank.shape) < 0.1] = -np.inf
                 label[rng.random(label.shape) < 0.1] = -np.inf
-                used = oracles.used_arcs(window, (7, 7), topology, final_blank)
+                used = oracles.used_arcs(bounds, (7, 7), topology, final_blank)
                 blank, label = (
                     np.where(use, x, np.nan) for use, x in zip(used, (blank, label), strict=True)
                 )
-                slow = oracles.by_enumeration(blank, label, window, topology, final_blank)
-                fast = oracles.by_recursion(blank, label, window, topology, final_blank)
+                slow = oracles.by_enumeration(blank, label, bounds, topology, final_blank)
+                fast = oracles.by_recursion(blank, label, bounds, topology, final_blank)
                 np.testing.assert_allclose(
                     fast.log_likelihood, slow.log_likelihood, rtol=1e-13, atol=1e-13
                 )
@@ -167,12 +167,12 @@ def test_fastemit_gradient(topology: str, final_blank: bool, normalization: str)
         "final_blank": final_blank,
     }
     wanted = np.array([3, 0, 1, 0])
-    window = Window(0, 5, 0, 3)
+    bounds = Bounds(0, 5, 0, 3)
 
     def arcs(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return oracles.arcs_and_jacobians(x, wanted, 2, normalization)[:2]
 
-    frozen = oracles.by_enumeration(*arcs(logits), window, topology, final_blank)
+    frozen = oracles.by_enumeration(*arcs(logits), bounds, topology, final_blank)
 
     def surrogate(x: np.ndarray) -> float:
         blank, label = arcs(x)

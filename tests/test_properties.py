@@ -78,7 +78,7 @@ def test_garbage_in_padding(implementation: str, seed: int, scale: float) -> Non
     outside = ~valid_cells(batch)
     logits = np.where(outside[..., None], garbage, batch.logits)
     column = np.arange(U)[None]
-    _, u1, _, u0 = (x[:, None] for x in batch.ranges)
+    _, u1, _, u0 = (x[:, None] for x in batch.lengths)
     wild = rng.integers(-(2**31), 2**31, (B, U))
     labels = np.where((column < u0) | (column >= u1), wild, batch.labels).astype(np.int32)
     loss, grad = run(batch, implementation)
@@ -96,7 +96,7 @@ def test_relabelling(implementation: str, normalization: str, seed: int, scale: 
     order = rng.permutation(V)
     order[[np.argmax(order == 0), -1]] = order[[-1, np.argmax(order == 0)]]
     new_name = np.argsort(order)
-    renamed = Batch(batch.logits[..., order], new_name[batch.labels], batch.ranges)
+    renamed = Batch(batch.logits[..., order], new_name[batch.labels], batch.lengths)
     loss, grad = run(batch, implementation, normalization=normalization)
     other, other_grad = run(renamed, implementation, normalization=normalization, blank_id=-1)
     np.testing.assert_allclose(other, loss, **TIGHT)
@@ -109,19 +109,19 @@ def test_crop(implementation: str, seed: int, scale: float) -> None:
     _, batch = batch_of(seed, scale)
     loss, grad = run(batch, implementation)
     cut = np.zeros_like(batch.logits)
-    labels, ranges = np.ones_like(batch.labels), np.zeros((2, B), np.int32)
-    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.ranges, strict=True)):
+    labels, lengths = np.ones_like(batch.labels), np.zeros((2, B), np.int32)
+    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.lengths, strict=True)):
         cut[i, : t1 - t0, : u1 - u0 + 1] = batch.logits[i, t0:t1, u0 : u1 + 1]
         labels[i, : u1 - u0] = batch.labels[i, u0:u1]
-        ranges[:, i] = t1 - t0, u1 - u0
+        lengths[:, i] = t1 - t0, u1 - u0
     begins = np.zeros(B, np.int32)
     moved = Batch(
-        cut, labels, batch.ranges._replace(logit_lengths=ranges[0], label_lengths=ranges[1])
+        cut, labels, batch.lengths._replace(logit_lengths=lengths[0], label_lengths=lengths[1])
     )
-    moved = moved._replace(ranges=moved.ranges._replace(logit_begins=begins, label_begins=begins))
+    moved = moved._replace(lengths=moved.lengths._replace(logit_begins=begins, label_begins=begins))
     other, other_grad = run(moved, implementation)
     np.testing.assert_allclose(other, loss, **TIGHT)
-    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.ranges, strict=True)):
+    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.lengths, strict=True)):
         inner = grad[i, t0:t1, u0 : u1 + 1]
         np.testing.assert_allclose(other_grad[i, : t1 - t0, : u1 - u0 + 1], inner, **TIGHT)
 
@@ -137,7 +137,7 @@ def test_mass(implementation: str, topology: Options, seed: int, scale: float) -
     batch = random_arcs(rng, B, T, U, scale=scale, **topology)
     _, _, (blank, label) = run_arcs(batch, implementation, **topology)
     assert (blank >= 0).all() and (label >= 0).all()
-    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.ranges, strict=True)):
+    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.lengths, strict=True)):
         frame, position = np.zeros(T), np.zeros(U + 1)
         frame[t0:t1] = 1
         position[u0:u1] = 1 if t1 > t0 else 0
@@ -159,7 +159,7 @@ def test_mass_float32(implementation: str, seed: int, scale: float) -> None:
     batch = random_arcs(rng, B, frames, labels, scale=scale, dtype=np.float32)
     _, _, (blank, label) = run_arcs(batch, implementation)
     both = np.stack([blank, label], 1).astype(np.float64)
-    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.ranges, strict=True)):
+    for i, (t1, u1, t0, u0) in enumerate(zip(*batch.lengths, strict=True)):
         if t0 == t1:
             continue
         t, u = np.arange(frames)[:, None], np.arange(labels + 1)[None]

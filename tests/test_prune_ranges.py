@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_pruned
 import pytest
-from cases import Ranges, random_arcs, run_arcs
+from cases import Lengths, random_arcs, run_arcs
 from hypothesis import example, given
 from hypothesis import strategies as st
-from oracles import Window
+from oracles import Bounds
 from pruned_cases import TOPOLOGIES, expected_pruned, random_pruned
 
 import jax_rnnt
 from jax_rnnt import Posteriors
 
 
-def find_ranges(posteriors: Any, lengths: Ranges, **options: Any) -> jax.Array:
+def find_ranges(posteriors: Any, lengths: Lengths, **options: Any) -> jax.Array:
     return jax_rnnt.get_rnnt_prune_ranges(
         Posteriors(*posteriors),
         lengths.logit_lengths,
@@ -30,10 +30,10 @@ def find_ranges(posteriors: Any, lengths: Ranges, **options: Any) -> jax.Array:
     )
 
 
-def wanted_ranges(posteriors: Any, lengths: Ranges, s_range: int, topology: str) -> np.ndarray:
+def wanted_ranges(posteriors: Any, lengths: Lengths, s_range: int, topology: str) -> np.ndarray:
     size = min(s_range, posteriors[0].shape[-1])
     starts = [
-        oracles_pruned.prune_starts(blank, label, Window(t0, t1, u0, u1), size, topology)
+        oracles_pruned.prune_starts(blank, label, Bounds(t0, t1, u0, u1), size, topology)
         for blank, label, t1, u1, t0, u0 in zip(*posteriors, *lengths, strict=True)
     ]
     return np.array(starts)[..., None] + np.arange(size)
@@ -41,13 +41,13 @@ def wanted_ranges(posteriors: Any, lengths: Ranges, s_range: int, topology: str)
 
 def random_lengths(
     rng: np.random.Generator, batch: int, frames: int, labels: int, begins: bool
-) -> Ranges:
+) -> Lengths:
     """Any windows with frames, also ones that the band is too narrow for."""
     t0 = rng.integers(0, frames, batch) * begins
     u0 = rng.integers(0, labels + 1, batch) * begins
     t1 = np.array([rng.integers(t + 1, frames + 1) for t in t0])
     u1 = np.array([rng.integers(u, labels + 1) for u in u0])
-    return Ranges(*(x.astype(np.int32) for x in (t1, u1, t0, u0)))
+    return Lengths(*(x.astype(np.int32) for x in (t1, u1, t0, u0)))
 
 
 # (T, U, s_range), each compiled once: U = 0, U < s_range, T = 1, T < U, wide and narrow bands.
@@ -79,11 +79,11 @@ def test_properties(topology: str, shape: tuple[int, int, int], seed: int) -> No
     rng = np.random.default_rng(seed)
     size = min(s_range, labels + 1)
     arcs = random_arcs(rng, 20, frames, labels, topology=topology)
-    t1, u1 = arcs.ranges[:2]
+    t1, u1 = arcs.lengths[:2]
     t1 = rng.integers(1, frames + 1, 20)
     u1 = np.minimum(u1, (size - 1) * t1 if topology == "regular" else t1)
-    lengths = Ranges(*(x.astype(np.int32) for x in (t1, u1, 0 * t1, 0 * u1)))
-    _, _, posteriors = run_arcs(arcs._replace(ranges=lengths), "native", topology=topology)
+    lengths = Lengths(*(x.astype(np.int32) for x in (t1, u1, 0 * t1, 0 * u1)))
+    _, _, posteriors = run_arcs(arcs._replace(lengths=lengths), "native", topology=topology)
     ranges = np.asarray(find_ranges(posteriors, lengths, s_range=s_range, topology=topology))
     assert ranges.shape == (20, frames, size)
     assert (np.diff(ranges, axis=-1) == 1).all()
@@ -96,7 +96,7 @@ def test_properties(topology: str, shape: tuple[int, int, int], seed: int) -> No
     last = ranges[rows, t1 - 1]
     assert ((last[:, 0] <= u1) & (u1 <= last[:, -1])).all()
     for row in rows[:3]:
-        w = Window(0, int(t1[row]), 0, int(u1[row]))
+        w = Bounds(0, int(t1[row]), 0, int(u1[row]))
         path = next(oracles_pruned.paths(starts[row], size, w, topology), None)
         assert path is not None
 
@@ -110,7 +110,7 @@ def test_transforms(topology: str, devices: list[jax.Device]) -> None:
     options = {"s_range": 4, "topology": topology}
     wanted = wanted_ranges(posteriors, lengths, **options)
 
-    def find(blank: Any, label: Any, lengths: Ranges) -> jax.Array:
+    def find(blank: Any, label: Any, lengths: Lengths) -> jax.Array:
         return find_ranges((blank, label), lengths, check=False, **options)
 
     arguments = (*posteriors, lengths)
@@ -130,10 +130,10 @@ def test_transforms(topology: str, devices: list[jax.Device]) -> None:
 
 
 def test_no_gradient() -> None:
-    """Ranges are constants to differentiation, though posteriors may be differentiated."""
+    """Lengths are constants to differentiation, though posteriors may be differentiated."""
 
     def loss(x: jax.Array) -> jax.Array:
-        ranges = find_ranges((x, x), Ranges(), s_range=2)
+        ranges = find_ranges((x, x), Lengths(), s_range=2)
         return jnp.sum(jnp.where(ranges > 0, x[..., :2], 2 * x[..., :2]))
 
     x = np.random.default_rng(1).random((2, 5, 4))
@@ -150,7 +150,7 @@ def test_bad_lengths_in_jit(topology: str) -> None:
     find = jax.jit(lambda p, n: find_ranges(p, n, s_range=3, topology=topology))
     clean = np.asarray(find(posteriors, lengths))
     for k, value in [(0, 99), (1, 99), (2, -1), (3, 99), (0, -(2**31)), (1, 2**31 - 1)]:
-        spoiled = Ranges(*(x.copy() for x in lengths))
+        spoiled = Lengths(*(x.copy() for x in lengths))
         spoiled[k][2] = value
         found = np.asarray(find(posteriors, spoiled))
         np.testing.assert_array_equal(np.delete(found, 2, 0), np.delete(clean, 2, 0))

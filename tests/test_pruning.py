@@ -11,14 +11,14 @@ import oracles_pruned
 import pytest
 from cases import (
     Batch,
-    Ranges,
+    Lengths,
     assert_grad_close,
     assert_loss_close,
     expected,
     random_batch,
 )
 from jax.test_util import check_grads
-from oracles import Window
+from oracles import Bounds
 from pruned_cases import (
     TOPOLOGIES,
     PrunedBatch,
@@ -98,7 +98,7 @@ def test_whole_width(implementation: str, topology: str) -> None:
     options = {"topology": topology, "clamp": 0.2, **REGULARISERS}
     whole = random_batch(rng, 12, 8, 5, 6, scale=2.0, **options)
     ranges = np.broadcast_to(np.arange(6, dtype=np.int32), (12, 8, 6))
-    batch = PrunedBatch(whole.logits, whole.labels, ranges, whole.ranges)
+    batch = PrunedBatch(whole.logits, whole.labels, ranges, whole.lengths)
     loss, grad = run_pruned(batch, implementation, **options)
     wanted = expected(whole, **options)
     assert_loss_close(loss, wanted.loss, 1e-12)
@@ -227,8 +227,8 @@ def test_optional_arguments(implementation: str) -> None:
     np.testing.assert_allclose(loss, wanted.loss[keep].sum() / 4, rtol=1e-12)
     assert_grad_close(grad, keep[:, None, None, None] * wanted.grad / 4, 1e-12)
 
-    whole = batch._replace(lengths=Ranges(), ranges=np.clip(batch.ranges[:1], 0, 5))
-    w = Window(0, 7, 0, 5)
+    whole = batch._replace(lengths=Lengths(), ranges=np.clip(batch.ranges[:1], 0, 5))
+    w = Bounds(0, 7, 0, 5)
     blank, label = rng.random((2, 7, 6))
     starts = np.array(oracles_pruned.prune_starts(blank, label, w, 3))
     whole = whole._replace(ranges=np.broadcast_to(starts[:, None] + np.arange(3), (6, 7, 3)))
@@ -269,7 +269,7 @@ def test_empty(implementation: str) -> None:
     loss, grad = run_pruned(none, implementation)
     assert loss.shape == (0,) and grad.shape == (0, 4, 2, 5)
     no_frames = PrunedBatch(
-        batch.logits[:, :0], batch.labels, batch.ranges[:, :0], Ranges(None, np.array([0, 1]))
+        batch.logits[:, :0], batch.labels, batch.ranges[:, :0], Lengths(None, np.array([0, 1]))
     )
     loss, grad = run_pruned(no_frames, implementation)
     np.testing.assert_array_equal(loss, [0, np.inf])

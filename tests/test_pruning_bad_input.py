@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Ranges, dtypes
+from cases import Lengths, dtypes
 from pruned_cases import TOPOLOGIES, PrunedBatch, pruned_function, random_pruned, run_pruned
 from pruned_cases import used_cells as used_arcs_of
 from test_bad_input import GARBAGE, LARGE, SMALL, assert_only_one_bad
@@ -279,7 +279,7 @@ def test_messages_of_ranges() -> None:
 
 
 def test_where_hides_bad_lengths_from_ranges() -> None:
-    """Ranges of the others are the same; what is left out may have any lengths."""
+    """Lengths of the others are the same; what is left out may have any lengths."""
     rng = np.random.default_rng(2)
     posteriors = Posteriors(*rng.random((2, 3, 4, 5)))
     labels, frames = np.array([4, 4, 4]), np.array([4, 99, 1])
@@ -320,6 +320,6 @@ def test_unknown_values_are_not_checked() -> None:
 
         values = jax.jit(partly)(*(batch[i] for i in traced))
         assert np.isnan(values[BAD]) and np.isfinite(np.delete(values, BAD)).all()
-    full = batch._replace(lengths=Ranges())
+    full = batch._replace(lengths=Lengths())
     with pytest.raises(ValueError, match="ranges"):
         jax.jit(lambda x: loss(x, *full[1:]))(full.logits)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Ranges
+from cases import Lengths
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from pruned_cases import TOPOLOGIES, PrunedBatch, pruned_function, random_pruned, run_pruned
@@ -114,7 +114,7 @@ def pipeline_arguments() -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_sharded_jit(implementation: str, topology: str, mesh: Mesh) -> None:
-    """Ranges, pruning, joiner and loss, batch-sharded: right, sharded, no collective."""
+    """Lengths, pruning, joiner and loss, batch-sharded: right, sharded, no collective."""
     function = pipeline(implementation, topology)
     arguments = pipeline_arguments()
     by_am_and_lm = jax.grad(lambda am, lm, rest: function(rest[0], am, lm, *rest[1:]).sum(), (0, 1))
@@ -198,7 +198,7 @@ def test_export(implementation: str, batch: PrunedBatch, symbolic: bool) -> None
     function = losses_and_grad(pruned_function(implementation))
 
     def both(logits: Any, labels: Any, ranges: Any, t: Any, u: Any) -> Any:
-        return function(logits, labels, ranges, Ranges(t, u))
+        return function(logits, labels, ranges, Lengths(t, u))
 
     lengths = np.full(B, T), np.minimum(np.arange(B) % U, U)
     arguments = *batch[:2], np.broadcast_to(np.arange(S), (B, T, S)), *lengths

@@ -242,7 +242,7 @@ def test_shard_map_replicated_arcs(implementation: str, replicated: int, mesh: M
     arcs = [batch.blank, batch.label]
     few = arcs[replicated][: B // 8]
     arcs[replicated] = np.tile(few, (8, 1, 1))
-    loss, grads, _ = run_arcs(ArcsBatch(*arcs, batch.ranges), implementation)
+    loss, grads, _ = run_arcs(ArcsBatch(*arcs, batch.lengths), implementation)
     wanted = list(grads)
     wanted[replicated] = wanted[replicated].reshape(8, *few.shape).sum(0)
     arcs[replicated] = few
@@ -255,7 +255,7 @@ def test_shard_map_replicated_arcs(implementation: str, replicated: int, mesh: M
 
     out = (P(), (specs[0], specs[1]))
     step = shard_map(jax.value_and_grad(total, (0, 1)), mesh, tuple(specs), out)
-    close(step(*arcs, batch.ranges), (loss.sum(), tuple(wanted)))
+    close(step(*arcs, batch.lengths), (loss.sum(), tuple(wanted)))
 
 
 # ---------------------------------------------------------------------------------- explicit meshes

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from alignment_cases import align_arcs, assert_best, windows
+from alignment_cases import align_arcs, assert_best, bounds_of
 from cases import (
     ArcsBatch,
     Options,
@@ -192,11 +192,11 @@ def test_best_paths(target: str, options: Options) -> None:
         batch = random_arcs(rng, 3, 40, labels, **options)
         wanted = [
             by_recursion(blank, label, w, **options)
-            for blank, label, w in zip(*batch[:2], windows(batch.ranges), strict=True)
+            for blank, label, w in zip(*batch[:2], bounds_of(batch.lengths), strict=True)
         ]
         for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
             planes = (x.astype(dtype) for x in batch[:2])
-            found = align_arcs(ArcsBatch(*planes, batch.ranges), "native", **options)
+            found = align_arcs(ArcsBatch(*planes, batch.lengths), "native", **options)
             assert_best(found, wanted, tolerance)
     check_packed_paths([40, 0, 7], [37, 3, 0], options)
 
@@ -256,7 +256,7 @@ def _assert_close(found: FactoredResult, wanted: FactoredResult, dtype: Any) -> 
 
 
 def _nan_outside(batch: FactoredBatch) -> FactoredBatch:
-    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in batch.ranges)
+    t1, u1, t0, u0 = (np.asarray(x)[:, None] for x in batch.lengths)
     t, u = np.arange(batch.am.shape[1])[None], np.arange(batch.lm.shape[1])[None]
     frames, positions = (t0 <= t) & (t < t1), (u0 <= u) & (u <= u1) & (t0 < t1)
     am, lm = batch.am.copy(), batch.lm.copy()

@@ -14,8 +14,8 @@ import pytest
 from cases import (
     WHOLE,
     Array,
+    Lengths,
     Options,
-    Ranges,
     assert_grad_close,
     assert_loss_close,
     random_batch,
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
     logits: Array
     duration_logits: Array
     labels: Array
-    ranges: Ranges = WHOLE
+    lengths: Lengths = WHOLE
     where: Array | None = None
 
 
@@ -51,11 +51,11 @@ def random_problem(
 ) -> Problem:
     """Utterance 0 is the whole lattice, 1 is empty, the others are anywhere in it."""
     rng = np.random.default_rng(seed)
-    logits, ids, ranges, _ = random_batch(
+    logits, ids, lengths, _ = random_batch(
         rng, batch, frames, labels, classes, dtype=dtype, scale=scale
     )
     shape = (batch, frames, labels + 1, len(durations))
-    return Problem(logits, rng.normal(scale=scale, size=shape).astype(dtype), ids, ranges)
+    return Problem(logits, rng.normal(scale=scale, size=shape).astype(dtype), ids, lengths)
 
 
 @functools.cache
@@ -63,14 +63,14 @@ def compiled(implementation: str, items: tuple[tuple[str, Any], ...]) -> Callabl
     options = dict(items)
 
     def loss(logits: Array, duration_logits: Array, problem: Problem) -> jax.Array:
-        ranges = problem.ranges
+        lengths = problem.lengths
         return jax_rnnt.rnnt_loss_tdt(
             logits,
             duration_logits,
             problem.labels,
-            *ranges[:2],
-            logit_begins=ranges.logit_begins,
-            label_begins=ranges.label_begins,
+            *lengths[:2],
+            logit_begins=lengths.logit_begins,
+            label_begins=lengths.label_begins,
             where=problem.where,
             implementation=implementation,
             **options,
@@ -92,12 +92,12 @@ def run_tdt(
 
 
 def expected(problem: Problem, **options: Any) -> oracles_tdt.TdtResult:
-    ranges = problem.ranges
+    lengths = problem.lengths
     return oracles_tdt.tdt_loss(
         *problem[:3],
-        *ranges[:2],
-        logit_begins=ranges.logit_begins,
-        label_begins=ranges.label_begins,
+        *lengths[:2],
+        logit_begins=lengths.logit_begins,
+        label_begins=lengths.label_begins,
         **options,
     )
 
@@ -143,7 +143,7 @@ def test_float64(implementation: str, durations: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
     logits = random_batch(rng, 10, 13, 6, 7, blank_id=3)
     shape = (10, 13, 7, len(durations))
-    problem = Problem(logits.logits, rng.normal(size=shape), logits.labels, logits.ranges)
+    problem = Problem(logits.logits, rng.normal(size=shape), logits.labels, logits.lengths)
     check(problem, implementation, 1e-12, options, rng.normal(size=10))
 
 
@@ -170,7 +170,7 @@ def test_one_frame_each(implementation: str) -> None:
         np.random.default_rng(3), 8, 9, 5, 6, topology="modified", final_blank=True
     )
     loss, grad = run(batch, implementation, topology="modified", final_blank=True)
-    problem = Problem(batch.logits, np.zeros((8, 9, 6, 1)), batch.labels, batch.ranges)
+    problem = Problem(batch.logits, np.zeros((8, 9, 6, 1)), batch.labels, batch.lengths)
     found, (found_grad, duration_grad) = run_tdt(problem, implementation, durations=(1,))
     np.testing.assert_allclose(found, loss, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found_grad, grad, rtol=1e-10, atol=1e-13)
@@ -210,8 +210,8 @@ def test_16_bit(implementation: str, dtype: Any) -> None:
 def test_without_alignment(implementation: str) -> None:
     """Steps of two frames do not end after three: +inf and zeros, and nothing of it elsewhere."""
     problem = random_problem(6, 3, 4, 2, 5, (2,))
-    lengths = Ranges(np.array([3, 4, 0], np.int32), np.array([1, 1, 2], np.int32))
-    problem = problem._replace(ranges=lengths)
+    lengths = Lengths(np.array([3, 4, 0], np.int32), np.array([1, 1, 2], np.int32))
+    problem = problem._replace(lengths=lengths)
     loss, grads = run_tdt(problem, implementation, durations=(2,))
     assert loss[0] == np.inf and np.isfinite(loss[1]) and loss[2] == np.inf
     for grad in grads:
@@ -240,8 +240,8 @@ def test_bad_scores_and_padding(implementation: str) -> None:
     """
     durations = (0, 1, 2)
     clean = random_problem(8, 6, 7, 4, 5, durations)
-    lengths = Ranges(np.full(6, 6, np.int32), np.full(6, 3, np.int32))
-    clean = clean._replace(ranges=lengths)
+    lengths = Lengths(np.full(6, 6, np.int32), np.full(6, 3, np.int32))
+    clean = clean._replace(lengths=lengths)
     logits, duration_logits = clean.logits.copy(), clean.duration_logits.copy()
     logits[:, 6:], logits[:, :, 4:] = np.nan, np.inf
     duration_logits[:, 6:], duration_logits[:, :, 4:] = np.inf, np.nan
@@ -286,9 +286,8 @@ def test_transforms() -> None:
     durations = (0, 1, 3)
     problem = random_problem(9, 6, 8, 4, 5, durations)
     loss = functools.partial(jax_rnnt.rnnt_loss_tdt, durations=durations)
-    ranges = problem.ranges
-    lengths = ranges.logit_lengths - ranges.logit_begins, ranges.label_lengths - ranges.label_begins
-    operands = (*problem[:3], *lengths)
+    t1, u1, t0, u0 = problem.lengths
+    operands = (*problem[:3], t1 - t0, u1 - u0)
     flat = loss(*operands)
     np.testing.assert_allclose(jax.vmap(loss)(*operands), flat, rtol=1e-12)
     folded = [x.reshape(2, 3, *x.shape[1:]) for x in operands]

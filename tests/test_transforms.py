@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from cases import (
     Batch,
+    Lengths,
     Options,
-    Ranges,
     arcs_function,
     each_topology,
     loss_function,
@@ -83,26 +83,26 @@ AXES = [
 ]
 
 
-@pytest.mark.parametrize(("logits", "labels", "ranges"), AXES, ids=str)
+@pytest.mark.parametrize(("logits", "labels", "lengths"), AXES, ids=str)
 def test_in_axes(
-    implementation: str, logits: int | None, labels: int | None, ranges: int | None
+    implementation: str, logits: int | None, labels: int | None, lengths: int | None
 ) -> None:
     """vmap over a function with a batch dim of its own; every operand on any axis, or shared."""
     rng = np.random.default_rng(3)
     many = [random_batch(rng, 3, T, U, V) for _ in range(4)]
-    axes = (logits, labels, ranges)
+    axes = (logits, labels, lengths)
 
     def stacked(parts: list[Any], axis: int | None) -> Any:
         return parts[0] if axis is None else np.stack(parts, axis)
 
     def pick(i: int) -> Batch:
         one = [many[0 if axis is None else i] for axis in axes]
-        return Batch(one[0].logits, one[1].labels, one[2].ranges)
+        return Batch(one[0].logits, one[1].labels, one[2].lengths)
 
     arguments = (
         stacked([b.logits for b in many], logits),
         stacked([b.labels for b in many], labels),
-        Ranges(*(stacked([b.ranges[k] for b in many], ranges) for k in range(4))),
+        Lengths(*(stacked([b.lengths[k] for b in many], lengths) for k in range(4))),
     )
     wanted = [run(pick(i), implementation) for i in range(4)]
     function = loss_function(implementation)
@@ -127,10 +127,10 @@ def test_nested_vmap(implementation: str) -> None:
         jax.value_and_grad(loss_function(implementation)), in_axes=(3, 0, 0), out_axes=(0, 1)
     )
     nested = jax.jit(jax.vmap(inner, in_axes=(1, None, 0)))
-    ranges = jax.tree.map(lambda x: x.reshape(2, 3), flat.ranges)
+    lengths = jax.tree.map(lambda x: x.reshape(2, 3), flat.lengths)
     shared = flat.labels[:3]
     # inner axis of the mapped logits last, outer axis second
-    values, grads = nested(np.moveaxis(logits, (0, 1), (1, 4)), shared, ranges)
+    values, grads = nested(np.moveaxis(logits, (0, 1), (1, 4)), shared, lengths)
     loss, grad = run(flat._replace(labels=np.concatenate([shared, shared])), implementation)
     close(values, loss.reshape(2, 3))
     close(np.moveaxis(grads, 2, 1), grad.reshape(logits.shape))
@@ -144,12 +144,12 @@ def test_vmap_from_arcs(implementation: str) -> None:
     function = arcs_function(implementation, return_posteriors=True)
     axes = (0, None, 0)
     grads = jax.vmap(jax.value_and_grad(function, argnums=(0, 1), has_aux=True), axes)
-    (loss, posteriors), found = jax.jit(grads)(batch.blank, batch.label[0], batch.ranges)
+    (loss, posteriors), found = jax.jit(grads)(batch.blank, batch.label[0], batch.lengths)
     wanted = run_arcs(shared, implementation)
     close((loss, found, tuple(posteriors)), (wanted[0], wanted[1], tuple(wanted[2])))
 
     def total(label: jax.Array) -> jax.Array:
-        return jax.vmap(function, axes)(batch.blank, label, batch.ranges)[0].sum()
+        return jax.vmap(function, axes)(batch.blank, label, batch.lengths)[0].sum()
 
     close(jax.jit(jax.grad(total))(batch.label[0]), wanted[1][1].sum(0))
 
@@ -244,7 +244,7 @@ def value_and_grad(implementation: str, **options: Any) -> Any:
     function = loss_function(implementation, reduction="sum", **options)
 
     def both(x: jax.Array, labels: jax.Array, t: jax.Array, u: jax.Array) -> Tree:
-        return jax.value_and_grad(function)(x, labels, Ranges(t, u))
+        return jax.value_and_grad(function)(x, labels, Lengths(t, u))
 
     return both
 
@@ -258,13 +258,13 @@ def export(function: Any, *arguments: Any, targets: set[str], **options: Any) ->
 
 
 def arguments_of(batch: Batch) -> tuple[Any, ...]:
-    return (batch.logits, batch.labels, *batch.ranges[:2])
+    return (batch.logits, batch.labels, *batch.lengths[:2])
 
 
 def without_begins(batch: Batch) -> Batch:
     """With full lengths, so that dropping the begins leaves a path for every topology."""
     t, u = np.full(B, T, np.int32), np.full(B, U - 1, np.int32)
-    return batch._replace(ranges=Ranges(t, u))
+    return batch._replace(lengths=Lengths(t, u))
 
 
 @pytest.mark.parametrize("symbolic", [False, True], ids=["fixed", "symbolic-batch"])

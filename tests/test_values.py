@@ -16,8 +16,8 @@ import pytest
 from cases import (
     TOPOLOGIES,
     Batch,
+    Lengths,
     Options,
-    Ranges,
     assert_grad_close,
     assert_loss_close,
     each_topology,
@@ -154,7 +154,7 @@ def test_long_float32(
     """No drift: loss to 1e-5, gradient to 1e-5 up to T + U = 600, to 1e-4 at 1800."""
     rng = np.random.default_rng(7)
     batch = random_batch(rng, 2, frames, labels, 4, scale=2.0, dtype=np.float32, **topology)
-    batch = batch._replace(ranges=Ranges(*np.array([[frames, frames], [labels, labels // 2]])))
+    batch = batch._replace(lengths=Lengths(*np.array([[frames, frames], [labels, labels // 2]])))
     loss, grad = run(batch, implementation, **topology)
     wanted = expected(batch, **topology)
     assert_loss_close(loss, wanted.loss, 1e-5)
@@ -183,9 +183,11 @@ def test_optional_ranges(implementation: str, given: tuple[int, ...]) -> None:
     """Each of the four lengths and begins may be left out."""
     rng = np.random.default_rng(9)
     batch = random_batch(rng, 5, 6, 4, 5)
-    ranges = Ranges(*np.array([[6, 5, 4, 3, 6], [4, 3, 2, 4, 4], [2, 1, 0, 1, 0], [1, 0, 2, 2, 1]]))
+    lengths = Lengths(
+        *np.array([[6, 5, 4, 3, 6], [4, 3, 2, 4, 4], [2, 1, 0, 1, 0], [1, 0, 2, 2, 1]])
+    )
     batch = batch._replace(
-        ranges=Ranges(*(x if i in given else None for i, x in enumerate(ranges)))
+        lengths=Lengths(*(x if i in given else None for i, x in enumerate(lengths)))
     )
     loss, grad = run(batch, implementation)
     wanted = expected(batch)
@@ -210,7 +212,7 @@ def test_integer_dtypes(implementation: str, dtype: str) -> None:
     assert_loss_close(loss, wanted.loss, 1e-12)
     assert_grad_close(grad, wanted.grad, 1e-12)
     if dtype in ("int8", "uint64"):  # eager dispatch is slow; the two ends will do
-        t1, u1, t0, u0 = narrow.ranges
+        t1, u1, t0, u0 = narrow.lengths
         options = {"logit_begins": t0, "label_begins": u0, "implementation": implementation}
         eager = jax_rnnt.rnnt_loss(narrow.logits, narrow.labels, t1, u1, **options)
         assert_loss_close(np.asarray(eager), wanted.loss, 1e-12)
@@ -221,10 +223,10 @@ def test_narrow_lengths_long_lattice(implementation: str) -> None:
     rng = np.random.default_rng(11)
     logits = rng.normal(size=(2, 300, 3, 300))
     labels = np.array([[3, 99], [100, 7]])
-    ranges = Ranges(np.array([100, 90]), np.array([2, 1]))
-    wanted = expected(Batch(logits, labels, ranges))
+    lengths = Lengths(np.array([100, 90]), np.array([2, 1]))
+    wanted = expected(Batch(logits, labels, lengths))
     for dtype in (np.int8, np.uint8):
-        cast = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), (labels, ranges))
+        cast = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), (labels, lengths))
         loss, grad = run(Batch(logits, *cast), implementation)
         assert_loss_close(loss, wanted.loss, 1e-12)
         assert_grad_close(grad, wanted.grad, 1e-12)
