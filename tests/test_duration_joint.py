@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.export import deserialize, symbolic_shape
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from joint_cases import (
@@ -28,6 +29,7 @@ from joint_cases import (
     random_problem,
     rest_of,
 )
+from test_transforms import custom_calls, export
 
 import jax_rnnt
 
@@ -292,6 +294,29 @@ def test_in_shard_map(loss: Loss, devices: list[jax.Device]) -> None:
     )
     wanted = jax.value_and_grad(lambda *x: jnp.sum(loss.stored()(*x, rest)), argnums=(0, 1, 2))
     assert_close(jax.jit(step)(*problem[:3], rest), jax.jit(wanted)(*problem[:3]))
+
+
+@pytest.mark.cpu_only("exported for a CPU and a TPU")
+def test_export(loss: Loss) -> None:
+    """Serialised with a symbolic batch; for TPU there is no custom call of ours."""
+    problem = duration_problem(17, size=(4, T, U))
+    given = problem.encoder, problem.predictor, jnp.asarray(problem.batch.labels)
+
+    def step(variables: Any, *arrays: Any) -> Any:
+        def total(*operands: Any) -> jax.Array:
+            return jnp.sum(loss.tiled(rows_per_tile=100)(*operands, {"labels": arrays[-1]}))
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2))(variables, *arrays[:-1])
+
+    wanted = jax.jit(step)(problem.variables, *given)
+    targets = custom_calls(jax.jit(step).lower(problem.variables, *given).as_text())
+    assert any("duration_lattice" in x for x in targets)
+    (size,) = symbolic_shape("b")
+    spec = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in given]
+    exported = export(step, problem.variables, *spec, targets=targets)
+    assert_close(deserialize(exported.serialize()).call(problem.variables, *given), wanted)
+    text = export(step, problem.variables, *given, targets=set(), platforms=("tpu",))
+    assert not (custom_calls(text.mlir_module()) & targets)
 
 
 @pytest.mark.parametrize(
