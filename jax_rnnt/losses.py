@@ -109,7 +109,8 @@ def rnnt_loss(
       TypeError: an argument has the wrong dtype or type.
       ValueError: an argument has the wrong shape or an unknown value; with `check`, a length, begin
         or label is out of range, or a label is blank.
-      NotImplementedError: on compilation, `implementation="native"` for a platform without kernels.
+      NotImplementedError: on compilation, `implementation="native"` for a platform without kernels;
+        for a second derivative, any implementation but `"xla"`.
     """
     utterances = Utterances(
         labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
