@@ -17,6 +17,7 @@ from .label_windows import label_mask, only_allowed
 from .lattice import banded_best_path, best_path
 from .losses import checked_arcs, checked_logits
 from .numerics import accumulator_dtype
+from .operands import dense_operands
 from .pruned_loss import checked_band
 from .types import (
     Alignment,
@@ -234,11 +235,9 @@ def _align(
 ) -> Alignment:
     logits = jax.lax.stop_gradient(logits)
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    (logits,) = with_whole_rows(len(sizes.batch), logits)
-    labels, bounds = labels_and_bounds(logits, sizes, utterances, arcs_options.blank_id)
-    assert labels is not None
-    mask = label_mask(logits, sizes, utterances)
-    logits, labels, bounds, mask = align_varying_axes(logits, labels, bounds, mask)
+    (logits,), labels, bounds, mask = dense_operands(
+        (logits,), sizes, utterances, arcs_options.blank_id
+    )
     blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
     return best_path(lattice_options, blank, only_allowed(label, mask), bounds)
 
@@ -267,11 +266,9 @@ def _align_simple(
 ) -> Alignment:
     am, lm = jax.lax.stop_gradient((am, lm))
     sizes = validation_factored.factored_sizes(am.shape, lm.shape)
-    am, lm = with_whole_rows(len(sizes.batch), am, lm)
-    labels, bounds = labels_and_bounds(am, sizes, utterances, arcs_options.blank_id)
-    assert labels is not None
-    mask = label_mask(am, sizes, utterances)
-    am, lm, labels, bounds, mask = align_varying_axes(am, lm, labels, bounds, mask)
+    (am, lm), labels, bounds, mask = dense_operands(
+        (am, lm), sizes, utterances, arcs_options.blank_id
+    )
     blank, label, _ = factored_arcs_fwd(arcs_options, am, lm, labels, bounds)
     return best_path(lattice_options, blank, only_allowed(label, mask), bounds)
 

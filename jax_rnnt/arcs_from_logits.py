@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from . import validation
-from ._native.jax_versions import align_varying_axes, with_whole_rows
+from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Utterances, cells_inside, labels_and_bounds, valid_bounds
+from .bounds import Utterances, cells_inside, valid_bounds
 from .losses import checked_logits
 from .numerics import axis_index
+from .operands import dense_operands
 from .types import ArcsOptions, Array, Implementation, LatticeOptions, Normalization
 
 
@@ -69,9 +70,8 @@ def _rnnt_arcs(
     logits: jax.Array, utterances: Utterances, options: ArcsOptions
 ) -> tuple[jax.Array, jax.Array]:
     sizes = validation.sizes_of("logits", logits.shape, 3)
-    (logits,) = with_whole_rows(len(sizes.batch), logits)
-    labels, bounds = labels_and_bounds(logits, sizes, utterances, options.blank_id)
-    arcs: Any = _arcs(options, *align_varying_axes(logits, labels, bounds))
+    (logits,), labels, bounds, _ = dense_operands((logits,), sizes, utterances, options.blank_id)
+    arcs: Any = _arcs(options, logits, labels, bounds)
     valid = valid_bounds(bounds, sizes.T, sizes.U)[..., None, None]
     blank, label = (jnp.where(valid, x, jnp.nan) for x in arcs)
     return blank, label

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation, validation_factored
-from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .bands import band_arcs_fwd
-from .bounds import Sizes, Utterances, labels_and_bounds, rows_inside, stack_alike
+from .bounds import Sizes, Utterances, rows_inside, stack_alike
 from .factored_arcs import factored_best_arcs
-from .label_windows import label_mask, only_allowed
+from .label_windows import only_allowed
 from .lattice import best_path
 from .numerics import accumulator_dtype, axis_index
+from .operands import dense_operands
 from .types import (
     Alignment,
     ArcsOptions,
@@ -160,10 +160,7 @@ def _best_labels(
 ) -> BestLabels:
     logits = lax.stop_gradient(logits)
     sizes = replace(validation.sizes_of("logits", logits.shape, 3), V=None)
-    (logits,) = with_whole_rows(len(sizes.batch), logits)
-    _, bounds = labels_and_bounds(logits, sizes, utterances, None)
-    mask = label_mask(logits, sizes, utterances)
-    logits, bounds, mask = align_varying_axes(logits, bounds, mask)
+    (logits,), _, bounds, mask = dense_operands((logits,), sizes, utterances, None)
     classes, blank, label = _best_arcs(arcs_options, logits, bounds)
     alignment = best_path(lattice_options, blank, only_allowed(label, mask), bounds)
     rows = jnp.maximum(alignment.frames, 0)[..., None, :]
@@ -181,10 +178,7 @@ def _best_labels_simple(
 ) -> BestLabels:
     am, lm = lax.stop_gradient((am, lm))
     sizes = replace(validation_factored.factored_sizes(am.shape, lm.shape), V=None)
-    am, lm = with_whole_rows(len(sizes.batch), am, lm)
-    _, bounds = labels_and_bounds(am, sizes, utterances, None)
-    mask = label_mask(am, sizes, utterances)
-    am, lm, bounds, mask = align_varying_axes(am, lm, bounds, mask)
+    (am, lm), _, bounds, mask = dense_operands((am, lm), sizes, utterances, None)
     blank, label = factored_best_arcs(arcs_options, am, lm, bounds)
     alignment = best_path(lattice_options, blank, only_allowed(label, mask), bounds)
     rows = jnp.maximum(alignment.frames, 0)[..., None]

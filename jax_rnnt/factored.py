@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from . import validation, validation_factored
-from ._native.jax_versions import align_varying_axes, with_whole_rows
-from .bounds import Utterances, labels_and_bounds
+from ._native.jax_versions import align_varying_axes
+from .bounds import Utterances
 from .factored_arcs import factored_arcs_bwd, factored_arcs_fwd
-from .label_windows import label_mask, only_allowed
+from .label_windows import only_allowed
 from .lattice import gradient_weights, lattice, lattice_score
+from .operands import dense_operands
 from .reduction import negative, reduce_losses
 from .smoothed_arcs import SmoothedResiduals, smoothed_arcs_bwd, smoothed_arcs_fwd
 from .types import (
@@ -328,11 +329,8 @@ def _reduced_loss(
     reduction: Reduction,
 ) -> tuple[jax.Array, Posteriors | None]:
     sizes = validation_factored.factored_sizes(am.shape, lm.shape)
-    am, lm = with_whole_rows(len(sizes.batch), am, lm)
-    labels, bounds = labels_and_bounds(am, sizes, utterances, options.arcs.blank_id)
-    assert labels is not None
-    mask = label_mask(am, sizes, utterances)
-    result: Any = _loss(options, *align_varying_axes(am, lm, labels, bounds, mask))
+    scores, *others = dense_operands((am, lm), sizes, utterances, options.arcs.blank_id)
+    result: Any = _loss(options, *scores, *others)
     loss, posteriors = result
     return reduce_losses(loss, reduction, utterances.where), jax.lax.stop_gradient(posteriors)
 

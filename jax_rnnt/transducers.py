@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import validation
-from ._native.jax_versions import align_varying_axes, with_whole_rows
+from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Utterances, cells_inside, labels_and_bounds
-from .label_windows import label_mask, only_allowed
+from .bounds import Utterances, cells_inside
+from .label_windows import only_allowed
 from .lattice import (
     duration_lattice,
     duration_lattice_score,
@@ -28,6 +28,7 @@ from .lattice import (
 )
 from .lattice_reference import with_delay_penalty
 from .numerics import accumulator_dtype, log_denominator, log_ratio
+from .operands import dense_operands
 from .reduction import negative, reduce_losses
 from .types import ArcsOptions, LatticeOptions, Reduction
 
@@ -352,11 +353,8 @@ def loss_of_scores(
 ) -> jax.Array:
     """The loss of arguments that have been checked."""
     sizes = validation.sizes_of("logits", scores[0].shape, 3)
-    scores = with_whole_rows(len(sizes.batch), *scores)
     blanks = transducer.arcs.blank_id, transducer.other_blanks
-    labels, bounds = labels_and_bounds(scores[0], sizes, utterances, *blanks)
-    mask = label_mask(scores[0], sizes, utterances)
-    loss: Any = _loss(transducer, *align_varying_axes(scores, labels, bounds, mask))
+    loss: Any = _loss(transducer, *dense_operands(scores, sizes, utterances, *blanks))
     return reduce_losses(loss, reduction, utterances.where)
 
 
