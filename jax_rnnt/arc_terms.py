@@ -13,7 +13,8 @@ from . import validation, validation_factored
 from ._native.jax_versions import align_varying_axes, with_whole_rows
 from .bounds import Utterances, labels_and_bounds
 from .label_windows import label_mask, only_allowed
-from .lattice import gradient_weights, lattice
+from .lattice import lattice
+from .losses import gradients_by_arcs
 from .numerics import accumulator_dtype
 from .reduction import negative, reduce_losses
 from .types import Array, Implementation, LatticeOptions, Posteriors, Reduction, Topology
@@ -115,12 +116,9 @@ def _losses_fwd(options, blanks, labels, bounds):
 
 
 def _losses_bwd(options, posteriors, cotangents):
-    weights = gradient_weights(options, posteriors)
-    gradients = (
-        tuple(jnp.where(plane != 0, -c[..., None, None] * plane, 0) for c in cotangents)
-        for plane in weights
-    )
-    return *gradients, None
+    of_terms = (gradients_by_arcs(options, posteriors, c[..., None, None]) for c in cotangents)
+    blanks, labels = zip(*of_terms, strict=True)
+    return blanks, labels, None
 
 
 _losses.defvjp(_losses_fwd, _losses_bwd)

@@ -302,12 +302,19 @@ def _arcs_loss_fwd(options, return_posteriors, blank, label, bounds):
 
 def _arcs_loss_bwd(options, return_posteriors, posteriors, cotangents):
     del return_posteriors
-    cotangent = cotangents[0][..., None, None]
-    blank, label = (
-        jnp.where(weights != 0, -cotangent * weights, 0)
-        for weights in gradient_weights(options, posteriors)
-    )
-    return blank, label, None
+    return *gradients_by_arcs(options, posteriors, cotangents[0][..., None, None]), None
 
 
 _arcs_loss.defvjp(_arcs_loss_fwd, _arcs_loss_bwd)
+
+
+def gradients_by_arcs(
+    options: LatticeOptions, posteriors: Posteriors, cotangents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of `cotangents * loss` by blank and label arcs; each arc has its utterance's cotangent."""
+    # Exact zeros where no alignment goes, also for a cotangent that is not finite.
+    blank, label = (
+        jnp.where(weights != 0, -cotangents * weights, 0)
+        for weights in gradient_weights(options, posteriors)
+    )
+    return blank, label

@@ -19,6 +19,7 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances
 from .label_windows import only_allowed
 from .lattice import gradient_weights, packed_lattice, packed_lattice_score
+from .losses import gradients_by_arcs
 from .numerics import accumulator_dtype
 from .packed_rows import LatticeOperands, RowOperands, packed_operands
 from .reduction import negative, reduce_losses
@@ -352,12 +353,8 @@ def _packed_arcs_loss_fwd(options, num_labels, return_posteriors, blank, label, 
 def _packed_arcs_loss_bwd(options, num_labels, return_posteriors, residuals, cotangents):
     del num_labels, return_posteriors
     row_utterances, posteriors = residuals
-    cotangent = cotangents[0][row_utterances]
-    blank, label = (
-        jnp.where(weights != 0, -cotangent * weights, 0)
-        for weights in gradient_weights(options, posteriors)
-    )
-    return blank, label, None, None, None
+    gradients = gradients_by_arcs(options, posteriors, cotangents[0][row_utterances])
+    return *gradients, None, None, None
 
 
 _packed_arcs_loss.defvjp(_packed_arcs_loss_fwd, _packed_arcs_loss_bwd)
