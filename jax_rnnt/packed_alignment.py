@@ -286,10 +286,10 @@ def _expected_frames(
     label = replicated(label).astype(accumulator_dtype(label.dtype))
     if 0 in (label.shape[0], logit_lengths.shape[0]):
         return jnp.full((logit_lengths.shape[0], max_labels), -1, label.dtype)
-    frames, labels = (
+    frames, label_counts = (
         clip_to_int32(replicated(jnp.asarray(x))) for x in (logit_lengths, label_lengths)
     )
-    layout = layout_of(frames, labels, label.shape[0])
+    layout = layout_of(frames, label_counts, label.shape[0])
     frames = jnp.where(layout.fits, jnp.maximum(frames, 0), 0)
     operands = align_varying_axes(label, layout, frames)
     sums: Any = _mass_and_moment(max_labels, *operands)
@@ -325,10 +325,10 @@ def _mass_and_moment_fwd(max_labels, label, layout, frames):
 def _mass_and_moment_bwd(max_labels, residuals, cotangents):
     label, layout = residuals
     rows = rows_of(layout, label.shape[0])
-    u = rows.utterances
-    used = layout.fits[u] & (axis_index(1, 0, label.shape[0]) < layout.ends[u])
-    used &= rows.positions < jnp.minimum(layout.widths[u] - 1, max_labels)
-    of_mass, of_moment = (x.at[u, rows.positions].get(mode="clip") for x in cotangents)
+    b, u = rows.utterances, rows.positions
+    used = layout.fits[b] & (axis_index(1, 0, label.shape[0]) < layout.ends[b])
+    used &= u < jnp.minimum(layout.widths[b] - 1, max_labels)
+    of_mass, of_moment = (x.at[b, u].get(mode="clip") for x in cotangents)
     gradient = of_mass + rows.frames.astype(label.dtype) * of_moment
     return jnp.where(used, gradient, 0), None, None
 

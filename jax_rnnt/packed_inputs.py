@@ -96,11 +96,11 @@ def _pack(
     W = predictor_out.shape[1]
     if B == 0 or T == 0 or total == 0:
         return jnp.zeros((total, D), encoder_out.dtype)
-    frames, labels = (
+    frames, label_counts = (
         clip_to_int32(replicated(jnp.asarray(x))) for x in (logit_lengths, label_lengths)
     )
-    layout = layout_of(frames, labels, total)
-    fits = layout.fits & (frames >= 0) & (frames <= T) & (labels >= 0) & (labels < W)
+    layout = layout_of(frames, label_counts, total)
+    fits = layout.fits & (frames >= 0) & (frames <= T) & (label_counts >= 0) & (label_counts < W)
     layout = layout._replace(fits=fits)
     frames = jnp.where(fits, frames, 0)
     operands = (replicated(encoder_out), replicated(predictor_out), frames, layout)

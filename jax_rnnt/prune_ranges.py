@@ -80,7 +80,7 @@ def _prune_ranges(
 
     dtype = accumulator_dtype(blank.dtype)
     blank, label = (lax.stop_gradient(x).astype(dtype) for x in (blank, label))
-    # What a window keeps of the frame's alignments, less what was in the frame before it.
+    # What a range keeps of the frame's alignments, less what was in the frame before it.
     entering = jnp.pad(label, [(0, 0)] * (len(batch) + 1) + [(1, 0)])[..., : W - S + 1]
     kept = _window_sums(blank, S) - entering
     lowest = jnp.minimum(label_begin, W - S)
@@ -90,7 +90,7 @@ def _prune_ranges(
     t = axis_index(best.ndim, -1, T)
     last = jnp.maximum(label_end - (S - 1), lowest)
     start = jnp.where(t < frame_end - 1, best, last)
-    # Windows never go back, and no further than a path can: each may have to start earlier for the
+    # Ranges never go back, and no further than a path can: each may have to start earlier for the
     # sake of a later one's position, or later for its reach.
     step = S - 1 if topology == "regular" else 1
     start = lax.cummin(start, axis=len(batch), reverse=True)

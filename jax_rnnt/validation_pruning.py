@@ -119,7 +119,7 @@ def check_positions(name: str, shape: tuple[int, ...], num_labels: int) -> None:
 
 def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: bool) -> Array:
     """`ranges`, ready to be traced; with `check`, an error for known bad ones."""
-    known = _known_windows(sizes, utterances)
+    known = _known_bounds(sizes, utterances)
     if check and known is not None and is_known(ranges):
         values = np.asarray(jax.device_get(ranges))
         _check_ranges(sizes, known.logit_begins, known.logit_lengths, values)
@@ -128,7 +128,7 @@ def checked_ranges(sizes: Sizes, utterances: Utterances, ranges: Array, check: b
 
 def check_ranges(sizes: Sizes, utterances: Utterances, ranges: Array) -> None:
     """Raises ValueError for bad known ranges; `checkify.check` for traced ones."""
-    if _known_windows(sizes, utterances) is not None and is_known(ranges):
+    if _known_bounds(sizes, utterances) is not None and is_known(ranges):
         checked_ranges(sizes, utterances, ranges, True)
         return
     begins, ends = (
@@ -166,7 +166,7 @@ def check_band_reaches_end(
     That is what ranges made for other lengths do. Labels that do not fit in the frames are no
     error: no band helps them.
     """
-    known = _known_windows(sizes, utterances)
+    known = _known_bounds(sizes, utterances)
     if known is None or not is_known(ranges) or sizes.T == 0:
         return
     frames = known.logit_lengths - known.logit_begins
@@ -194,7 +194,7 @@ def check_labels_fit(sizes: Sizes, utterances: Utterances, s_range: int) -> None
     In each frame they take the band from its first to its last position at most. No band helps an
     utterance without frames.
     """
-    known = _known_windows(sizes, utterances)
+    known = _known_bounds(sizes, utterances)
     if known is None:
         return
     frames = known.logit_lengths - known.logit_begins
@@ -211,7 +211,7 @@ def check_labels_fit(sizes: Sizes, utterances: Utterances, s_range: int) -> None
     )
 
 
-class _Windows(NamedTuple):
+class _Bounds(NamedTuple):
     """Lengths and begins of all utterances."""
 
     logit_begins: np.ndarray
@@ -220,13 +220,13 @@ class _Windows(NamedTuple):
     label_lengths: np.ndarray
 
 
-def _known_windows(sizes: Sizes, utterances: Utterances) -> _Windows | None:
+def _known_bounds(sizes: Sizes, utterances: Utterances) -> _Bounds | None:
     """None if some are not known. Utterances that `where` leaves out are empty."""
     if not all(isinstance(n, int) for n in (*sizes.batch, sizes.T, sizes.U)):
         return None  # exported for any size
     where = utterances.where
-    defaults = _Windows(*(np.full(sizes.batch, n) for n in (0, sizes.T, 0, sizes.U)))
-    given = [getattr(utterances, name) for name in _Windows._fields]
+    defaults = _Bounds(*(np.full(sizes.batch, n) for n in (0, sizes.T, 0, sizes.U)))
+    given = [getattr(utterances, name) for name in _Bounds._fields]
     if not all(x is None or is_known(x) for x in (where, *given)):
         return None
     kept = np.ones(sizes.batch, np.bool_) if where is None else np.asarray(jax.device_get(where))
@@ -234,4 +234,4 @@ def _known_windows(sizes: Sizes, utterances: Utterances) -> _Windows | None:
         default if x is None else clip_to_int32(np.asarray(jax.device_get(x)))
         for x, default in zip(given, defaults, strict=True)
     )
-    return _Windows(*(np.where(kept, x, 0) for x in arrays))
+    return _Bounds(*(np.where(kept, x, 0) for x in arrays))
