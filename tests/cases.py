@@ -86,7 +86,7 @@ class ArcsBatch(NamedTuple):
 def random_lengths(
     rng: np.random.Generator, batch: int, frames: int, labels: int, options: Options
 ) -> Lengths:
-    """Windows that have a path. Utterance 0 is the whole lattice, 1 an empty window (loss 0)."""
+    """Bounds that have a path. Utterance 0 is the whole lattice, 1 without frames (loss 0)."""
     one_label_a_frame = options.get("topology", "regular") != "regular"
     rows = []
     for i in range(batch):
@@ -117,7 +117,7 @@ def random_batch(
     scale: float = 1.0,
     **options: Any,
 ) -> Batch:
-    """Normal logits (log-probabilities for "none") and legal labels, random windows."""
+    """Normal logits (log-probabilities for "none") and legal labels, random bounds."""
     logits = rng.normal(scale=scale, size=(batch, frames, labels + 1, classes))
     if options.get("normalization") == "none":
         logits = logits - oracles.log_sum_exp(logits)
@@ -145,7 +145,7 @@ def random_arcs(
 
 
 def valid_cells(batch: Batch | ArcsBatch) -> np.ndarray:
-    """Boolean (batch, T, U+1): inside the window of the utterance (empty windows have no cells)."""
+    """Boolean (batch, T, U+1): inside the bounds of the utterance (without frames, no cells)."""
     shape = batch[0].shape[:3]
     t, u = np.arange(shape[1])[None, :, None], np.arange(shape[2])[None, None]
     t1, u1, t0, u0 = (np.asarray(x)[:, None, None] for x in batch.lengths)

@@ -29,7 +29,7 @@ def random_factored(
     scale: float = 1.0,
     **options: Any,
 ) -> FactoredBatch:
-    """Normal halves, legal labels, random windows."""
+    """Normal halves, legal labels, random bounds."""
     am = scale * rng.normal(size=(batch, frames, classes))
     lm = scale * rng.normal(size=(batch, labels + 1, classes))
     allowed = np.delete(np.arange(classes), options.get("blank_id", 0) % classes)

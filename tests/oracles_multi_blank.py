@@ -26,7 +26,7 @@ class Move(NamedTuple):
 class Lattice(NamedTuple):
     """One utterance: its labels, the blanks' durations by class, and what arcs are worth."""
 
-    window: Bounds
+    bounds: Bounds
     labels: Array  # (U,)
     durations: Mapping[int, int]
     scores: Array  # (T, U+1, V)
@@ -35,7 +35,7 @@ class Lattice(NamedTuple):
 
     def moves(self, t: int, u: int) -> Iterator[tuple[Move, float]]:
         """The arcs that leave a node, and their scores."""
-        w = self.window
+        w = self.bounds
         for blank, d in self.durations.items():
             if t + d < w.t1 or (t + d == w.t1 and u == w.u1):
                 yield Move(False, blank, (t + d, u)), self.scores[t, u, blank]
@@ -56,7 +56,7 @@ Counts = tuple[float, Array, Array]
 
 def by_enumeration(of: Lattice) -> Counts:
     """Exponential: tiny lattices only."""
-    w, found = of.window, []
+    w, found = of.bounds, []
 
     def walk(t: int, u: int, score: float, path: list[tuple[int, int, Move]]) -> None:
         if t == w.t1:
@@ -76,7 +76,7 @@ def by_enumeration(of: Lattice) -> Counts:
 
 def by_recursion(of: Lattice) -> Counts:
     """Forward and backward, node by node."""
-    w, taken = of.window, np.zeros((2, *of.scores.shape))
+    w, taken = of.bounds, np.zeros((2, *of.scores.shape))
     alpha = np.full((w.t1 + 1, w.u1 + 1), -np.inf)
     beta = np.full_like(alpha, -np.inf)
     alpha[w.t0, w.u0], beta[w.t1, w.u1] = 0.0, 0.0

@@ -26,11 +26,10 @@ def prune_starts(
 ) -> list[int]:
     """First label position of each frame, for posteriors (T, U+1) of one utterance.
 
-    `by_arcs` counts all arcs that leave the cells of a window, as k2 did before its paper.
+    `by_arcs` counts all arcs that leave the cells of a range, as k2 did before its paper.
     """
     frames, width = blank.shape
     size = min(s_range, width)
-    windows = width - size + 1
     lowest = min(w.u0, width - size)
     starts = []
     for t in range(frames):
@@ -38,7 +37,7 @@ def prune_starts(
             starts.append(max(w.u1 - size + 1, lowest))
             continue
         best, best_score = lowest, None
-        for s in range(lowest, windows):
+        for s in range(lowest, width - size + 1):
             score = sum(blank[t, s + i] for i in range(size))
             if by_arcs:
                 score += sum(label[t, s + i] for i in range(size))

@@ -38,7 +38,7 @@ NORMALIZATIONS = ["softmax", "none", "hat"]
 
 @pytest.mark.parametrize("options", **each_topology)
 def test_all_paths(implementation: str, options: Options) -> None:
-    """With begins, empty windows, forbidden and bad arcs, and ties."""
+    """With begins, utterances without frames, forbidden and bad arcs, and ties."""
     rng = np.random.default_rng(0)
     size = 64
     lengths = random_arcs(rng, size, 5, 3, **options).lengths

@@ -49,7 +49,7 @@ def check(
 
 @pytest.mark.parametrize("topology", **each_topology)
 def test_float64(implementation: str, topology: Options) -> None:
-    """Random windows and cotangents, with and without FastEmit and delay penalty, to 1e-12."""
+    """Random bounds and cotangents, with and without FastEmit and delay penalty, to 1e-12."""
     rng = np.random.default_rng(0)
     extras: list[Options] = [{"fastemit_lambda": 0.4, "delay_penalty": 0.3}, {}]
     for extra in extras if implementation == "native" else extras[:1]:
@@ -69,8 +69,8 @@ def test_enumeration(implementation: str, topology: Options) -> None:
 
 
 @pytest.mark.parametrize("topology", **each_topology)
-def test_many_windows(implementation: str, topology: Options) -> None:
-    """200 windows of one 36 x 34 lattice: every remainder of a SIMD width occurs."""
+def test_many_bounds(implementation: str, topology: Options) -> None:
+    """200 utterances in one 36 x 34 lattice: every remainder of a SIMD width occurs."""
     rng = np.random.default_rng(2)
     for dtype in dtypes(implementation, np.float32):
         batch = random_arcs(rng, 200, 36, 34, dtype=dtype, **topology)

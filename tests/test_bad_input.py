@@ -165,15 +165,15 @@ NO_PATH = [
 ]
 
 
-@pytest.mark.parametrize(("options", "window"), NO_PATH)
-def test_no_path(implementation: str, options: Options, window: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("options", "lengths"), NO_PATH)
+def test_no_path(implementation: str, options: Options, lengths: tuple[int, ...]) -> None:
     """More labels than the topology allows in the frames: +inf, zeros, eager and jitted."""
     batch, arcs = legal_batch(**options), legal_arcs(**options)
     clean, clean_arcs = (
         run(batch, implementation, **options),
         run_arcs(arcs, implementation, **options),
     )
-    for array, value in zip(batch.lengths, window, strict=True):
+    for array, value in zip(batch.lengths, lengths, strict=True):
         array[BAD] = value
     found = run(batch, implementation, **options)
     assert_only_one_bad(found, clean, np.inf)
@@ -385,11 +385,11 @@ def test_small_lattices(implementation: str, topology: Options, shape: tuple[int
 
 
 def test_dummy_rows(implementation: str) -> None:
-    """(0, 0) rows and empty windows: exactly 0, zero gradient, even with NaN in all their cells."""
+    """Utterances without frames and labels: exactly 0, zero gradient, even with NaN everywhere."""
     batch = legal_batch()
     clean = run(batch, implementation)
-    for window in ((0, 0, 0, 0), (3, 2, 3, 2), (T, U, T, U)):
-        for array, value in zip(batch.lengths, window, strict=True):
+    for lengths in ((0, 0, 0, 0), (3, 2, 3, 2), (T, U, T, U)):
+        for array, value in zip(batch.lengths, lengths, strict=True):
             array[BAD] = value
         logits = batch.logits.copy()
         logits[BAD] = np.nan

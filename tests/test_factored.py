@@ -45,7 +45,7 @@ def assert_close(found: FactoredResult, wanted: FactoredResult, tolerance: float
 @pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
 @pytest.mark.parametrize(**some_xla)
 def test_simple(implementation: str, topology: Options, normalization: str) -> None:
-    """Random windows and cotangents, regularised, float64: to 1e-12."""
+    """Random bounds and cotangents, regularised, float64: to 1e-12."""
     index = TOPOLOGIES.index(topology)
     rng = np.random.default_rng(index)
     options = dict(topology, normalization=normalization, blank_id=BLANKS[index], **REGULARISERS)

@@ -178,7 +178,7 @@ def test_smoothed_forbidden() -> None:
 @each_implementation
 @each_loss
 def test_dummy_rows(implementation: str, scales: Options) -> None:
-    """Empty windows: exactly 0, zero gradient, even with NaN everywhere."""
+    """No frames: exactly 0, zero gradient, even with NaN everywhere."""
     batch = legal_batch()
     clean = without_bad(batch, implementation, **scales)
     for array in batch.lengths:

@@ -28,7 +28,7 @@ NUMERICAL = {"order": 1, "modes": ["rev"], "atol": 1e-6, "rtol": 1e-6}
 @pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
 @pytest.mark.parametrize(**some_xla)
 def test_numerical_logits(implementation: str, topology: Options, normalization: str) -> None:
-    """`check_grads` in float64 on random windows, delay penalty included."""
+    """`check_grads` in float64 on random bounds, delay penalty included."""
     options = dict(topology, normalization=normalization, blank_id=-1, delay_penalty=0.3)
     batch = random_batch(np.random.default_rng(0), 6, 5, 3, 5, **options)
     function = loss_function(implementation, **options)

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[int, int, int, Any, Options]] = {
     "regular": (1, 400, 60, np.float32, {"topology": "regular"}),
     "long": (1, 6000, 4, np.float32, {"topology": "regular", "delay_penalty": 0.01}),
     "wide": (1, 40, 450, np.float64, {"topology": "regular"}),
-    "windows": (4, 250, 70, np.float64, {"topology": "regular"}),
+    "bounds": (4, 250, 70, np.float64, {"topology": "regular"}),
     "many": (11, 300, 60, np.float32, {"topology": "regular"}),
     "modified": (3, 300, 60, np.float32, {"topology": "modified", "final_blank": True}),
     "constrained": (1, 300, 60, np.float32, {"topology": "constrained"}),

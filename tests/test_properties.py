@@ -1,6 +1,6 @@
 """Invariants of the loss under random batches (Hypothesis), in float64.
 
-Shapes are fixed so that one compilation serves all examples; windows, labels and scores vary.
+Shapes are fixed so that one compilation serves all examples; bounds, labels and scores vary.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_permuted_batch(implementation: str, seed: int, scale: float) -> None:
 
 @given
 def test_garbage_in_padding(implementation: str, seed: int, scale: float) -> None:
-    """Whatever stands outside the windows, the bits are the same and gradients there are zero."""
+    """Whatever stands outside the bounds, the bits are the same and gradients there are zero."""
     rng, batch = batch_of(seed, scale)
     garbage = rng.choice([np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0], batch.logits.shape)
     outside = ~valid_cells(batch)
@@ -105,7 +105,7 @@ def test_relabelling(implementation: str, normalization: str, seed: int, scale: 
 
 @given
 def test_crop(implementation: str, seed: int, scale: float) -> None:
-    """A window inside a large lattice is the small lattice cut out of it."""
+    """An utterance inside a large lattice is the small lattice cut out of it."""
     _, batch = batch_of(seed, scale)
     loss, grad = run(batch, implementation)
     cut = np.zeros_like(batch.logits)

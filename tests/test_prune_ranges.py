@@ -42,7 +42,7 @@ def wanted_ranges(posteriors: Any, lengths: Lengths, s_range: int, topology: str
 def random_lengths(
     rng: np.random.Generator, batch: int, frames: int, labels: int, begins: bool
 ) -> Lengths:
-    """Any windows with frames, also ones that the band is too narrow for."""
+    """Any bounds with frames, also ones that the band is too narrow for."""
     t0 = rng.integers(0, frames, batch) * begins
     u0 = rng.integers(0, labels + 1, batch) * begins
     t1 = np.array([rng.integers(t + 1, frames + 1) for t in t0])

@@ -53,7 +53,7 @@ def check_pruned(batch: PrunedBatch, implementation: str, dtype: Any, **options:
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_float64(implementation: str, topology: str, normalization: str) -> None:
-    """Random windows and cotangents, with and without regularisers: to 1e-12."""
+    """Random bounds and cotangents, with and without regularisers: to 1e-12."""
     rng = np.random.default_rng(0)
     plain = {"topology": topology, "normalization": normalization, "blank_id": -2}
     runs = [(plain | REGULARISERS, 4), (plain, 2)]

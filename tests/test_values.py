@@ -36,7 +36,7 @@ BLANKS = [0, 2, -1, -4]
 @pytest.mark.parametrize("normalization", ["softmax", "none", "hat"])
 @pytest.mark.parametrize("topology", **each_topology)
 def test_float64(implementation: str, topology: Options, normalization: str) -> None:
-    """Random windows and cotangents, with and without regularisers: to 1e-12."""
+    """Random bounds and cotangents, with and without regularisers: to 1e-12."""
     index = TOPOLOGIES.index(topology)
     rng = np.random.default_rng(index)
     plain = dict(topology, normalization=normalization, blank_id=BLANKS[index])
