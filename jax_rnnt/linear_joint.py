@@ -23,7 +23,7 @@ _MOST_SPARE = 1 / 4
 
 @dataclass(frozen=True)
 class LinearJoint:
-    """The joint network `activation(encoder + predictor) @ kernel + bias`, for `rnnt_loss_joint`.
+    """The joint network `activation(encoder + predictor) @ kernel + bias`, for the joint losses.
 
     It can be called with arrays of any equal shapes `(..., D)`, too; then it returns `(..., V)`
     logits. With bfloat16 or float16 input, the matrix products take that dtype and sum in float32,

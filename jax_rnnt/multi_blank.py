@@ -134,7 +134,8 @@ def rnnt_loss_multi_blank_joint(
         where, implementation, check: as in `rnnt_loss_multi_blank`.
 
     Returns:
-      As `rnnt_loss_multi_blank`. Gradients as in `rnnt_loss_joint`: in reverse mode, once.
+      As `rnnt_loss_multi_blank`. Gradients as in `rnnt_loss_joint`: in reverse mode, once, with any
+      `implementation`.
 
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_multi_blank` and `rnnt_loss_joint`.

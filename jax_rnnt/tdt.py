@@ -146,7 +146,9 @@ def rnnt_loss_tdt_joint(
         implementation, check: as in `rnnt_loss_tdt`.
 
     Returns:
-      As `rnnt_loss_tdt`. Gradients as in `rnnt_loss_joint`: in reverse mode, once.
+      As `rnnt_loss_tdt`. Gradients as in `rnnt_loss_joint`: in reverse mode, once, with any
+      `implementation`. Those by 16-bit parameters of a `LinearJoint` that `joint_fn` calls are
+      rounded once a tile: keep such parameters in float32.
 
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_tdt` and `rnnt_loss_joint`.

@@ -91,7 +91,7 @@ def traced_logits(
 def _check_float_array(name: str, array: Any) -> None:
     dtype = getattr(array, "dtype", None)
     if dtype is None:
-        raise TypeError(f"joint_fn returned {_what(array)}; expected an array, {name}.")
+        raise TypeError(f"joint_fn returned {_what(array)} as {name}; expected an array.")
     if not any(dtype == d for d in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)):
         raise TypeError(
             f"joint_fn returned {name} of dtype {dtype}; expected float32, float64, bfloat16 or "

@@ -326,10 +326,11 @@ def test_export(loss: Loss) -> None:
         (lambda x: (x,), TypeError, "returned a tuple of 1; expected a pair"),
         (lambda x: (x, x), ValueError, r"duration_logits of shape \(2, 9\).*\(2, 3\)"),
         (lambda x: (x, x[:, :3] > 0), TypeError, "duration_logits of dtype bool"),
-        (lambda x: (x, None), TypeError, "expected an array, duration_logits"),
+        (lambda x: (x, None), TypeError, "a NoneType as duration_logits; expected an array"),
+        (lambda x: ((x, x), x[:, :3]), TypeError, "a tuple of 2 as logits; expected an array"),
         (lambda x: (x[0], x[:, :3]), ValueError, "logits of shape"),
     ],
-    ids=["array", "one", "shape", "dtype", "none", "logits"],
+    ids=["array", "one", "shape", "dtype", "none", "nested", "logits"],
 )
 def test_bad_results_of_joint_fn(
     result: Callable[..., Any], error: type[Exception], message: str
@@ -358,6 +359,63 @@ def test_bad_big_blanks() -> None:
         jax_rnnt.rnnt_loss_multi_blank_joint(
             *operands, np.full((B, U), V), big_blank_ids=(V,), big_blank_durations=(2,)
         )
+
+
+def test_without_big_blanks_and_one_frame_each() -> None:
+    """They are `rnnt_loss_joint`, the second in the modified topology with a final blank."""
+    problem = random_problem(18, topology="modified", final_blank=True)
+    network = all_scores
+
+    def with_certain_duration(*operands: Any) -> Any:
+        logits = network(*operands)
+        return logits, jnp.zeros_like(logits[:, :1])
+
+    def usual(*operands: Any, **options: Any) -> jax.Array:
+        rest = operands[-1]
+        return jax_rnnt.rnnt_loss_joint(network, *operands[:-1], **rest, **options)
+
+    def multi_blank(*operands: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_multi_blank_joint(
+            network, *operands[:-1], **operands[-1], big_blank_ids=(), big_blank_durations=()
+        )
+
+    def tdt(*operands: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_tdt_joint(
+            with_certain_duration, *operands[:-1], **operands[-1], durations=(1,)
+        )
+
+    modified = partial(usual, topology="modified", final_blank=True)
+    for found, wanted in ((multi_blank, usual), (tdt, modified)):
+        assert_close(pulled_back(found, problem), pulled_back(wanted, problem))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_linear_joint_with_big_blanks(bias: bool) -> None:
+    """Ids count from the end of its classes, not of those that fill up whole vectors."""
+    rng = np.random.default_rng(19)
+    classes = 29
+    params = {"kernel": jnp.asarray(rng.normal(size=(D, classes)))}
+    if bias:
+        params["bias"] = jnp.asarray(rng.normal(size=classes))
+    rows = [jnp.asarray(rng.normal(size=(2, n, D))) for n in (7, 5)]
+    options = {
+        "labels": rng.integers(1, classes - 2, size=(2, 4)),
+        "big_blank_ids": (-1, -2), "big_blank_durations": (2, 4), "clamp": 0.3, "reduction": "sum",
+    }  # fmt: skip
+
+    def found(*operands: Any) -> jax.Array:
+        network = jax_rnnt.LinearJoint()
+        return jax_rnnt.rnnt_loss_multi_blank_joint(network, *operands, **options)
+
+    def wanted(params: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(encoder[:, :, None] + predictor[:, None])
+        logits = hidden @ params["kernel"]
+        if bias:
+            logits += params["bias"].reshape(1, 1, 1, classes)
+        return jax_rnnt.rnnt_loss_multi_blank(logits, **options)
+
+    results = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(params, *rows) for f in (found, wanted))
+    assert_close(*results)
 
 
 @pytest.mark.cpu_only("what XLA plans for a CPU")
