@@ -125,7 +125,7 @@ def _loss_fwd(options, variables, constants, encoder, predictor, ints, mask):
     operands = variables, constants, encoder, predictor, ints
     arcs = joint_arcs(options, *operands)
     log_likelihood, weights = options.transducer.posteriors(arcs, ints.bounds, mask)
-    return negative(log_likelihood), (*operands, arcs.denominators, arcs.durations, weights)
+    return negative(log_likelihood), (*operands, arcs.denominators, arcs.choices, weights)
 
 
 def _loss_bwd(options, residuals, cotangents):

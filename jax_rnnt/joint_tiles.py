@@ -84,13 +84,13 @@ def joint_gradients(
     predictor: jax.Array,
     ints: IntegerOperands,
     denominators: jax.Array,
-    durations: jax.Array | None,
+    choices: jax.Array | None,
     weights: Weights,
     cotangents: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """Gradients by the encoder's and the predictor's output, then by each variable."""
     operands, structure = jax.tree.flatten(
-        (encoder, predictor, ints, denominators, durations, weights, cotangents)
+        (encoder, predictor, ints, denominators, choices, weights, cotangents)
     )
     num_operands, num_variables = len(operands), len(variables)
 
@@ -161,7 +161,7 @@ def _arcs_of_tiles(
     grid = options.grid(encoder, predictor)
     if grid.num_boxes == 0:
         plane = jnp.zeros((*encoder.shape[:2], predictor.shape[1]), options.arcs_dtype)
-        return _stacked([plane] * (3 + transducer.num_durations))
+        return _stacked([plane] * (3 + transducer.num_choices))
     tiles = grid.tiles(grid.with_paths(ints.bounds, transducer.lattice.topology))
 
     def one_tile(index: jax.Array, planes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -177,16 +177,16 @@ def _arcs_of_tiles(
             _kept(encoder[tile.utterance[:, None], tile.frames], in_frame),
             _kept(predictor[tile.utterance[:, None], tile.positions], in_position),
         )
-        blank, label, denominators, durations = transducer.log_probs(
+        blank, label, denominators, choices = transducer.log_probs(
             scores, _labels_of(ints.labels, tile), bounds
         )
         values = [blank, label, denominators]
-        if durations is not None:
-            values += list(jnp.moveaxis(durations, 1, 0))
+        if choices is not None:
+            values += list(jnp.moveaxis(choices, 1, 0))
         return tuple(grid.store(x, tile, y) for x, y in zip(planes, values, strict=True))
 
     zeros = align_varying_axes(encoder, grid.zeros(options.arcs_dtype))[1]
-    planes = (zeros,) * (3 + transducer.num_durations)
+    planes = (zeros,) * (3 + transducer.num_choices)
     planes = lax.fori_loop(0, tiles.number, one_tile, planes)
     return _stacked([grid.plane(x) for x in planes])
 
@@ -203,7 +203,7 @@ def _gradients_of_tiles(
     predictor: jax.Array,
     ints: IntegerOperands,
     denominators: jax.Array,
-    durations: jax.Array | None,
+    choices: jax.Array | None,
     weights: Weights,
     cotangents: jax.Array,
 ) -> tuple[jax.Array, ...]:
@@ -222,8 +222,8 @@ def _gradients_of_tiles(
     def one_tile(index: jax.Array, gradients: Any) -> Any:
         d_encoder, d_predictor, d_variables = gradients
         tile = grid.tile(tiles, index)
-        tile_denominators, tile_durations, tile_weights = jax.tree.map(
-            lambda x: grid.load(x, tile), (denominators, durations, weights)
+        tile_denominators, tile_choices, tile_weights = jax.tree.map(
+            lambda x: grid.load(x, tile), (denominators, choices, weights)
         )
         active = (tile_weights.blank != 0) | (tile_weights.label != 0)
 
@@ -246,7 +246,7 @@ def _gradients_of_tiles(
             scores,
             _labels_of(ints.labels, tile),
             tile_denominators,
-            tile_durations,
+            tile_choices,
             tile_weights,
             cotangents[tile.utterance],
             gradient_dtype,

@@ -11,7 +11,6 @@ from . import validation, validation_durations
 from .bounds import Sizes, Utterances
 from .joint_function import JointCallable
 from .joint_loss import JointOperands, loss_of_joint
-from .losses import checked_logits
 from .transducers import MultiBlankTransducer, loss_of_scores
 from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
 
@@ -75,18 +74,16 @@ def rnnt_loss_multi_blank(
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
         where=where,
     )  # fmt: skip
-    logits, utterances, arcs_options, lattice_options = checked_logits(
-        logits,
+    logits = validation.float_scores("logits", logits)
+    utterances, transducer = _checked(
+        validation.sizes_of("logits", logits.shape, 3),
         utterances,
         ArcsOptions(blank_id, "softmax", clamp, implementation),
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
+        (big_blank_ids, big_blank_durations),
+        sigma,
         check,
     )
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    transducer = _transducer(
-        sizes, utterances, arcs_options, lattice_options,
-        big_blank_ids, big_blank_durations, sigma, check,
-    )  # fmt: skip
     reduction = validation.reduction_of(reduction)
     return loss_of_scores(transducer, (logits,), utterances, reduction)
 
@@ -146,40 +143,37 @@ def rnnt_loss_multi_blank_joint(
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
         where=where,
     )  # fmt: skip
-    utterances, arcs_options, lattice_options = validation.checked_arguments(
+    utterances, transducer = _checked(
         joint.sizes,
         utterances,
         ArcsOptions(blank_id, "softmax", clamp, implementation),
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
+        (big_blank_ids, big_blank_durations),
+        sigma,
         check,
     )
-    transducer = _transducer(
-        joint.sizes, utterances, arcs_options, lattice_options,
-        big_blank_ids, big_blank_durations, sigma, check,
-    )  # fmt: skip
     reduction = validation.reduction_of(reduction)
     return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)
 
 
-def _transducer(
+def _checked(
     sizes: Sizes,
     utterances: Utterances,
     arcs_options: ArcsOptions,
     lattice_options: LatticeOptions,
-    big_blank_ids: Any,
-    big_blank_durations: Any,
+    big_blanks: tuple[Any, Any],
     sigma: Any,
     check: Any,
-) -> MultiBlankTransducer:
-    """With the big blanks checked, and the labels for none of them."""
-    transducer = MultiBlankTransducer(
-        arcs_options,
-        lattice_options,
-        validation.finite_number("sigma", sigma, minimum=0.0),
-        *validation_durations.big_blanks(
-            big_blank_ids, big_blank_durations, arcs_options.blank_id, sizes.num_classes
-        ),
+) -> tuple[Utterances, MultiBlankTransducer]:
+    """All arguments beside the scores. `big_blanks`: ids and durations."""
+    arcs_options = validation.checked_arcs_options(sizes.num_classes, arcs_options)
+    big_blank_ids, big_blank_durations = validation_durations.big_blanks(
+        *big_blanks, arcs_options.blank_id, sizes.num_classes
     )
-    for big_blank in transducer.big_blank_ids:
-        validation.checked_utterances(sizes, utterances, big_blank, check)
-    return transducer
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        sizes, utterances, arcs_options, lattice_options, check, big_blank_ids
+    )
+    sigma = validation.finite_number("sigma", sigma, minimum=0.0)
+    return utterances, MultiBlankTransducer(
+        arcs_options, lattice_options, sigma, big_blank_ids, big_blank_durations
+    )

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 
 from . import validation, validation_durations
-from .bounds import Utterances
+from .bounds import Sizes, Utterances
 from .joint_function import DurationJointCallable
 from .joint_loss import JointOperands, loss_of_joint
-from .losses import checked_logits
 from .transducers import TokenAndDurationTransducer, loss_of_scores
 from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
 
@@ -77,7 +76,7 @@ def rnnt_loss_tdt(
     """
     # First what tells that scores of tokens and of durations are in one array.
     logits = validation.float_scores("logits", logits)
-    validation.sizes_of("logits", logits.shape, 3)
+    sizes = validation.sizes_of("logits", logits.shape, 3)
     durations = validation_durations.increasing_durations(durations)
     duration_logits = validation_durations.duration_scores(duration_logits, logits, len(durations))
     utterances = Utterances(
@@ -85,18 +84,14 @@ def rnnt_loss_tdt(
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
         where=where,
     )  # fmt: skip
-    logits, utterances, arcs_options, lattice_options = checked_logits(
-        logits,
+    utterances, transducer = _checked(
+        sizes,
         utterances,
         ArcsOptions(blank_id, "softmax", clamp, implementation),
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
-        check,
-    )
-    transducer = TokenAndDurationTransducer(
-        arcs_options,
-        lattice_options,
-        validation.finite_number("sigma", sigma, minimum=0.0),
         durations,
+        sigma,
+        check,
     )
     reduction = validation.reduction_of(reduction)
     return loss_of_scores(transducer, (logits, duration_logits), utterances, reduction)
@@ -161,18 +156,31 @@ def rnnt_loss_tdt_joint(
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
         where=where,
     )  # fmt: skip
-    utterances, arcs_options, lattice_options = validation.checked_arguments(
+    utterances, transducer = _checked(
         joint.sizes,
         utterances,
         ArcsOptions(blank_id, "softmax", clamp, implementation),
         LatticeOptions("regular", False, delay_penalty, fastemit_lambda, implementation),
-        check,
-    )
-    transducer = TokenAndDurationTransducer(
-        arcs_options,
-        lattice_options,
-        validation.finite_number("sigma", sigma, minimum=0.0),
         durations,
+        sigma,
+        check,
     )
     reduction = validation.reduction_of(reduction)
     return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)
+
+
+def _checked(
+    sizes: Sizes,
+    utterances: Utterances,
+    arcs_options: ArcsOptions,
+    lattice_options: LatticeOptions,
+    durations: tuple[int, ...],
+    sigma: Any,
+    check: Any,
+) -> tuple[Utterances, TokenAndDurationTransducer]:
+    """All arguments beside the scores; `durations` have been checked."""
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        sizes, utterances, arcs_options, lattice_options, check
+    )
+    sigma = validation.finite_number("sigma", sigma, minimum=0.0)
+    return utterances, TokenAndDurationTransducer(arcs_options, lattice_options, sigma, durations)

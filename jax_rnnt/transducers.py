@@ -42,21 +42,22 @@ class Arcs(NamedTuple):
     Attributes:
       blank, label: `(*batch, T, U+1)`.
       denominators: of the logits' softmax, `(*batch, T, U+1)`.
-      durations: of each of D further choices in a cell, `(*batch, D, T, U+1)`; None without any.
+      choices: of each of N further choices in a cell, as of a duration, `(*batch, N, T, U+1)`; None
+        without any.
     """
 
     blank: jax.Array
     label: jax.Array
     denominators: jax.Array
-    durations: jax.Array | None = None
+    choices: jax.Array | None = None
 
 
 class Weights(NamedTuple):
-    """Posteriors of the arcs, with FastEmit, and of the durations, shaped as in `Arcs`."""
+    """Posteriors of the arcs, with FastEmit, and of the choices, shaped as in `Arcs`."""
 
     blank: jax.Array
     label: jax.Array
-    durations: jax.Array | None = None
+    choices: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Transducer(ABC):
     lattice: LatticeOptions
 
     @property
-    def num_durations(self) -> int:
-        """D of `Arcs.durations`."""
+    def num_choices(self) -> int:
+        """N of `Arcs.choices`."""
         return 0
 
     @property
@@ -101,7 +102,7 @@ class Transducer(ABC):
         scores: Scores,
         labels: jax.Array,
         denominators: jax.Array,
-        durations: jax.Array | None,
+        choices: jax.Array | None,
         weights: Weights,
         cotangents: jax.Array,
         gradient_dtype: Any = None,
@@ -109,7 +110,7 @@ class Transducer(ABC):
         """Gradients of `cotangents * loss` by the scores, cell by cell.
 
         Args:
-          denominators, durations: as in `Arcs`.
+          denominators, choices: as in `Arcs`.
           cotangents: `(*batch,)`.
           gradient_dtype: of the gradient by the logits; None: theirs.
         """
@@ -144,7 +145,7 @@ class RnnTransducer(Transducer):
         return log_likelihood, Weights(*gradient_weights(self.lattice, posteriors))
 
     def gradients(
-        self, scores, labels, denominators, durations, weights, cotangents, gradient_dtype=None
+        self, scores, labels, denominators, choices, weights, cotangents, gradient_dtype=None
     ):
         (logits,) = scores
         operands = logits, labels, denominators, weights, cotangents
@@ -170,7 +171,7 @@ class DurationTransducer(Transducer):
 
     @abstractmethod
     def of_choices(self, durations: jax.Array) -> jax.Array:
-        """Of the posteriors of all durations, those of `Arcs.durations`."""
+        """Of the posteriors of all durations, those of `Arcs.choices`."""
 
     def log_likelihood(self, arcs, bounds, mask):
         operands = *self.factors(arcs, bounds, mask), bounds
@@ -203,7 +204,7 @@ class TokenAndDurationTransducer(DurationTransducer):
     durations: tuple[int, ...]
 
     @property
-    def num_durations(self):
+    def num_choices(self):
         return len(self.durations)
 
     @property
@@ -220,22 +221,22 @@ class TokenAndDurationTransducer(DurationTransducer):
         return Arcs(*arcs, jnp.moveaxis(log_ratio(scores, *denominator), -1, -3))
 
     def factors(self, arcs, bounds, mask):
-        assert arcs.durations is not None
+        assert arcs.choices is not None
         blank, label = self._under_normalised(arcs.blank), self._label(arcs, bounds, mask)
-        return blank, label, arcs.durations
+        return blank, label, arcs.choices
 
     def of_choices(self, durations):
         return durations
 
     def gradients(
-        self, scores, labels, denominators, durations, weights, cotangents, gradient_dtype=None
+        self, scores, labels, denominators, choices, weights, cotangents, gradient_dtype=None
     ):
         logits, duration_logits = scores
         operands = logits, labels, denominators, weights, cotangents
         d_logits = self._gradient_by_logits(*operands, gradient_dtype=gradient_dtype)
-        assert weights.durations is not None
-        total = jnp.sum(weights.durations, axis=-3)  # of the arcs, without FastEmit
-        operands = align_varying_axes(total, durations, weights.durations, cotangents)
+        assert weights.choices is not None
+        total = jnp.sum(weights.choices, axis=-3)  # of the arcs, without FastEmit
+        operands = align_varying_axes(total, choices, weights.choices, cotangents)
         d_durations = jnp.moveaxis(_softmax_gradient(*operands), -3, -1)
         return d_logits, d_durations.astype(duration_logits.dtype)
 
@@ -244,14 +245,14 @@ class TokenAndDurationTransducer(DurationTransducer):
 class MultiBlankTransducer(DurationTransducer):
     """Blanks of several durations (Xu et al., arXiv 2211.03541).
 
-    `Arcs.durations` are the blanks' log-probabilities, the usual one's first.
+    `Arcs.choices` are the blanks' log-probabilities, the usual one's first.
     """
 
     big_blank_ids: tuple[int, ...]
     big_blank_durations: tuple[int, ...]  # increasing
 
     @property
-    def num_durations(self):
+    def num_choices(self):
         return 1 + len(self.big_blank_ids)
 
     @property
@@ -279,10 +280,10 @@ class MultiBlankTransducer(DurationTransducer):
         return Arcs(blank, label, denominators, jnp.stack(blanks, axis=-3))
 
     def factors(self, arcs, bounds, mask):
-        assert arcs.durations is not None
+        assert arcs.choices is not None
         # All of a blank's log-probability is its duration's.
         certain = jnp.zeros_like(arcs.label)
-        blanks = self._under_normalised(arcs.durations)
+        blanks = self._under_normalised(arcs.choices)
         durations = jnp.concatenate([certain[..., None, :, :], blanks], axis=-3)
         return certain, self._label(arcs, bounds, mask), durations
 
@@ -290,7 +291,7 @@ class MultiBlankTransducer(DurationTransducer):
         return durations[..., 1:, :, :]  # the first one is the labels'
 
     def gradients(
-        self, scores, labels, denominators, durations, weights, cotangents, gradient_dtype=None
+        self, scores, labels, denominators, choices, weights, cotangents, gradient_dtype=None
     ):
         (logits,) = scores
         # As if all blanks were one class, which leaves their own columns to be filled in. XLA
@@ -301,7 +302,7 @@ class MultiBlankTransducer(DurationTransducer):
             *operands, gradient_dtype=gradient_dtype, may_overwrite_logits=False
         )
         total = weights.blank + weights.label
-        operands = align_varying_axes(total, durations, weights.durations, cotangents)
+        operands = align_varying_axes(total, choices, weights.choices, cotangents)
         columns = _softmax_gradient(*operands, clamp=self.arcs.clamp)
         return (self._with_columns(gradient, columns.astype(gradient.dtype)),)
 
@@ -373,7 +374,7 @@ def _loss(
 def _loss_fwd(transducer, scores, labels, bounds, mask):
     arcs = transducer.log_probs(scores, labels, bounds)
     log_likelihood, weights = transducer.posteriors(arcs, bounds, mask)
-    return negative(log_likelihood), (scores, labels, arcs.denominators, arcs.durations, weights)
+    return negative(log_likelihood), (scores, labels, arcs.denominators, arcs.choices, weights)
 
 
 def _loss_bwd(transducer, residuals, cotangents):

@@ -7,7 +7,7 @@ they are known; otherwise `bounds.labels_and_bounds` marks the utterances whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from numbers import Integral
 from typing import Any, get_args
@@ -249,11 +249,12 @@ def checked_arguments(
     arcs_options: ArcsOptions,
     lattice_options: LatticeOptions,
     check: Any,
+    big_blanks: Sequence[int] = (),
 ) -> tuple[Utterances, ArcsOptions, LatticeOptions]:
     """What most losses are given beside the scores, checked."""
     arcs_options = checked_arcs_options(sizes.num_classes, arcs_options)
     lattice_options = checked_lattice_options(lattice_options)
-    utterances = checked_utterances(sizes, utterances, arcs_options.blank_id, check)
+    utterances = checked_utterances(sizes, utterances, arcs_options.blank_id, check, big_blanks)
     return utterances, arcs_options, lattice_options
 
 
@@ -295,7 +296,11 @@ def check_values(sizes: Sizes, utterances: Utterances, blank_id: int | None) -> 
 
 
 def checked_utterances(
-    sizes: Sizes, given: Utterances, blank_id: int | None, check: Any
+    sizes: Sizes,
+    given: Utterances,
+    blank_id: int | None,
+    check: Any,
+    big_blanks: Sequence[int] = (),
 ) -> Utterances:
     """Labels, lengths, begins, `where` and windows, ready to be traced.
 
@@ -304,7 +309,8 @@ def checked_utterances(
     """
     utterances = utterances_of(sizes, given)
     if static_bool("check", check):
-        for good, name, value, expected in _checks(sizes, utterances, blank_id, is_known):
+        checks = _checks(sizes, utterances, blank_id, is_known, big_blanks)
+        for good, name, value, expected in checks:
             raise_or_checkify(good, name, value, expected)
     return for_tracing(utterances)
 
@@ -321,6 +327,7 @@ def _checks(
     utterances: Utterances,
     blank_id: int | None,
     consider: Callable[[Any], bool],
+    big_blanks: Sequence[int] = (),
 ) -> Iterable[_Check]:
     """The checks of the arrays that `consider` accepts; others stand for anything."""
     given = {field.name: getattr(utterances, field.name) for field in fields(utterances)}
@@ -370,6 +377,9 @@ def _checks(
     yield (labels >= 0) & (labels < sizes.V) | unused, "labels", values["labels"], expected
     expected = f"labels other than blank (class {blank_id}); leave blanks out of labels"
     yield (labels != blank_id) | unused, "labels", values["labels"], expected
+    for big_blank in big_blanks:
+        expected = f"labels other than big blanks (class {big_blank} is one of them)"
+        yield (labels != big_blank) | unused, "labels", values["labels"], expected
 
 
 _LABEL_RANGE = ("label_begins", "label_lengths")

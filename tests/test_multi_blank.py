@@ -313,7 +313,11 @@ def arguments(**change: Any) -> Options:
         ({"big_blank_ids": (4, 6)}, ValueError, "big_blank_ids is 6; expected -6 <= big_blank_ids"),
         ({"big_blank_ids": (4, 5.0)}, TypeError, "big_blank_ids is 5.0"),
         ({"big_blank_ids": 4}, TypeError, "big_blank_ids is 4; expected a class for each"),
-        ({"labels": np.full((2, 2), 4)}, ValueError, r"labels\[0, 0\] is 4; .*blank \(class 4\)"),
+        (
+            {"labels": np.full((2, 2), 4)},
+            ValueError,
+            r"labels\[0, 0\] is 4; .*big blanks \(class 4 is",
+        ),
         ({"labels": np.zeros((2, 2), int)}, ValueError, r"labels other than blank \(class 0\)"),
         ({"sigma": -0.1}, ValueError, "sigma is -0.1; expected a finite number >= 0"),
         ({"logits": np.zeros((3, 3))}, ValueError, "logits has shape"),
