@@ -22,12 +22,14 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes read off the scores' shape; V is None for arcs."""
+    """Sizes read off the arguments' shapes; V is None for arcs."""
 
     batch: tuple[int, ...]
     T: int
     U: int
     V: int | None = None
+    sources: tuple[str, str] = ("the scores", "the scores")
+    """The arguments that have T and U."""
 
     @property
     def num_classes(self) -> int:
@@ -38,7 +40,8 @@ class Sizes:
     @property
     def limits(self) -> tuple[str, str]:
         """The most frames and labels that an utterance may have, in words."""
-        return f"T = {self.T}, from the scores' shape", f"U = {self.U}, from the scores' shape"
+        of_T, of_U = (f"from the shape of {source}" for source in self.sources)
+        return f"T = {self.T}, {of_T}", f"U = {self.U}, {of_U}"
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,12 @@ def greedy_decode(
     """
     encoder = validation_decoding.encoder_rows(encoder_out)
     *batch, T, D = encoder.shape
-    sizes = Sizes(tuple(batch), T, 0)
+    sizes = Sizes(tuple(batch), T, 0, sources=("encoder_out", "encoder_out"))
     utterances = Utterances(logit_lengths=logit_lengths)
     utterances = validation.checked_utterances(sizes, utterances, None, check)
     bound = validation.whole_number("max_labels_per_frame", max_labels_per_frame, minimum=1)
     if max_labels is None:
-        max_labels = T * bound
+        max_labels = validation.known_size("encoder_out", "T", T) * bound
     capacity = validation_decoding.int32_count("max_labels", max_labels)
     bound = min(bound, max(capacity, 1))  # no frame has more
     state = jax.tree.map(jnp.asarray, initial_state)

@@ -57,7 +57,8 @@ def get_rnnt_prune_ranges(
     """
     blank, label, sizes = validation_pruning.posterior_planes(posteriors)
     topology = validation.one_of("topology", topology, Topology)
-    s_range = validation_pruning.s_range_of(s_range, sizes.U, topology)
+    num_labels = validation.known_size("posteriors.blank", "U", sizes.U)
+    s_range = validation_pruning.s_range_of(s_range, num_labels, topology)
     utterances = Utterances(
         logit_lengths=logit_lengths, label_lengths=label_lengths, logit_begins=logit_begins,
         label_begins=label_begins, where=where,

@@ -137,6 +137,7 @@ def rnnt_loss_pruned_joint(
         check,
     )
     sizes, _ = validation_pruning.band_sizes(logits.shape, utterances.labels, ranges)
+    validation.known_size("encoder_out", "T", sizes.T)
     validation_pruning.check_positions("predictor_out", predictor.shape, sizes.U)
     if frames_per_tile is None:
         rows_per_tile = default_rows_per_tile(logits, encoder, predictor)

@@ -82,7 +82,25 @@ def sizes_of(name: str, shape: tuple[int, ...], num_core_dims: int) -> Sizes:
         )
     if num_core_dims == 3 and isinstance(core[2], int) and core[2] < 1:
         raise ValueError(f"{name} has shape {shape}, without classes; expected {letters}, V >= 1.")
-    return Sizes(batch, core[0], core[1] - 1, core[2] if num_core_dims == 3 else None)
+    V = core[2] if num_core_dims == 3 else None
+    return Sizes(batch, core[0], core[1] - 1, V, (name, name))
+
+
+def with_known_lengths(sizes: Sizes) -> Sizes:
+    """`sizes`, for losses that are computed in tiles: T and U must not be symbolic."""
+    known_size(sizes.sources[0], "T", sizes.T)
+    known_size(sizes.sources[1], "U", sizes.U)
+    return sizes
+
+
+def known_size(name: str, letter: str, size: Any) -> int:
+    """A size that must not be symbolic, of the argument `name`."""
+    if not isinstance(size, int):
+        raise NotImplementedError(
+            f"{name} has a shape with symbolic {letter} = {size}; expected a known number. Export "
+            "with symbolic batch dimensions only."
+        )
+    return size
 
 
 def like(name: str, value: Any, reference_name: str, reference: jax.Array) -> jax.Array:

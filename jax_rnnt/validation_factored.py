@@ -61,7 +61,8 @@ def factored_sizes(am: tuple[int, ...], lm: tuple[int, ...]) -> Sizes:
         )
     if isinstance(am[-1], int) and am[-1] < 1:
         raise ValueError(f"am has shape {am}, without classes; {expected}, V >= 1.")
-    return Sizes(am[:-2], am[-2], lm[-2] - 1, am[-1])
+    sizes = Sizes(am[:-2], am[-2], lm[-2] - 1, am[-1], ("am", "lm"))
+    return validation.with_known_lengths(sizes)
 
 
 def factored_scores(am: Any, lm: Any) -> tuple[jax.Array, jax.Array, Sizes]:

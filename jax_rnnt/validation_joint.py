@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .bounds import Sizes
-from .validation import check_function, float_scores
+from .validation import check_function, float_scores, with_known_lengths
 
 
 def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax.Array, Sizes]:
@@ -31,12 +31,15 @@ def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax
             f"predictor_out has shape {predictor.shape}; expected (*batch, U+1, D2) with *batch = "
             f"{encoder.shape[:-2]}, that of encoder_out."
         )
-    if predictor.shape[-2] < 1:
+    if isinstance(predictor.shape[-2], int) and predictor.shape[-2] < 1:
         raise ValueError(
             f"predictor_out has shape {predictor.shape}, which is (*batch, U+1, D2) with U+1 = 0; "
             "there is one position more than there are labels. Did you leave out the start symbol?"
         )
-    return encoder, predictor, Sizes(encoder.shape[:-2], encoder.shape[-2], predictor.shape[-2] - 1)
+    *batch, T, _ = encoder.shape
+    sources = "encoder_out", "predictor_out"
+    sizes = Sizes(tuple(batch), T, predictor.shape[-2] - 1, sources=sources)
+    return encoder, predictor, with_known_lengths(sizes)
 
 
 def traced_logits(

@@ -71,7 +71,8 @@ def joint_input_sizes(
             "is one position more than there are labels. Did you leave out the start symbol?"
         )
     rows = "the number of rows, packed_size(logit_lengths, label_lengths) or more"
-    return Sizes((B,), T, predictor_shape[1] - 1), _static_count("total", total, rows)
+    sizes = Sizes((B,), T, predictor_shape[1] - 1, sources=("encoder_out", "predictor_out"))
+    return sizes, _static_count("total", total, rows)
 
 
 def checked_utterances(

@@ -80,7 +80,7 @@ def band_sizes(logits_shape: tuple[int, ...], labels: Any, ranges: Any) -> tuple
             f"{U + 1} label positions for labels of shape {labels.shape}; expected S <= U+1, as "
             "get_rnnt_prune_ranges makes it."
         )
-    return Sizes(tuple(batch), T, U, V), ranges
+    return Sizes(tuple(batch), T, U, V, ("logits", "labels")), ranges
 
 
 def pruned_operands(

@@ -129,7 +129,7 @@ def lattice_of(pxs: Sequence[jax.Array], pys: Sequence[jax.Array], boundary: Any
         check_shapes("px", px, "py", py)
     B, T = pys[0].shape[::2]
     ends = columns(boundary, B)
-    sizes = Sizes((B,), T, pxs[0].shape[1])
+    sizes = Sizes((B,), T, pxs[0].shape[1], sources=("py", "px"))
     # Before they are changed to those of the planes.
     validation.checked_utterances(sizes, Utterances(**ends.arguments()), None, True)
     labels = [jnp.swapaxes(jnp.pad(x, [(0, 0), (0, 1), (0, 0)]), 1, 2) for x in pxs]
