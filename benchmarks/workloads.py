@@ -229,21 +229,12 @@ def librispeech_packed(params: Operands, constants: Operands) -> jax.Array:
 
 def librispeech_tdt_joint(params: Operands, constants: Operands) -> jax.Array:
     """The last classes of the joint network stand for durations."""
-    D = len(DURATIONS)
-    outputs = {
-        "tokens": jax.tree.map(lambda x: x[..., :-D], params["joiner"]),
-        "durations": jax.tree.map(lambda x: x[..., -D:], params["joiner"]),
-    }
-
-    def network(outputs: Any, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        joiner = jax_rnnt.LinearJoint()
-        return joiner(outputs["tokens"], *rows), joiner(outputs["durations"], *rows)
-
-    num_tokens = outputs["tokens"]["kernel"].shape[-1]
+    num_durations = len(DURATIONS)
+    num_tokens = params["joiner"]["kernel"].shape[-1] - num_durations
     labels = jnp.minimum(constants["labels"], num_tokens - 1)
     return jax_rnnt.rnnt_loss_tdt_joint(
-        network,
-        outputs,
+        jax_rnnt.LinearDurationJoint(num_durations),
+        params["joiner"],
         params["encoder"],
         params["predictor"],
         **{**constants, "labels": labels},

@@ -15,7 +15,7 @@ from .factored import rnnt_loss_simple, rnnt_loss_smoothed
 from .joint import rnnt_loss_joint
 from .label_windows import label_windows_from_frames
 from .lengths import lengths_from_paddings
-from .linear_joint import LinearJoint
+from .linear_joint import LinearDurationJoint, LinearJoint
 from .losses import rnnt_loss, rnnt_loss_from_arcs
 from .multi_blank import rnnt_loss_multi_blank, rnnt_loss_multi_blank_joint
 from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
@@ -39,6 +39,7 @@ __all__ = [
     "Alignment",
     "BestLabels",
     "Decoded",
+    "LinearDurationJoint",
     "LinearJoint",
     "Posteriors",
     "check_inputs",

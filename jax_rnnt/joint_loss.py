@@ -55,7 +55,14 @@ class JointOperands(NamedTuple):
         """From a loss's arguments. `num_durations`: of a network that returns their scores, too."""
         encoder, predictor, sizes = validation_joint.joint_operands(encoder_out, predictor_out)
         joint = TracedJoint.of(
-            joint_fn, params, encoder, predictor, rng, (2,), "(n, V)", num_durations
+            joint_fn,
+            params,
+            encoder,
+            predictor,
+            rng,
+            rows=(2,),  # a single one would be broadcast
+            letters="(n, V)",
+            num_durations=num_durations,
         )
         return JointOperands(joint, encoder, predictor, replace(sizes, V=joint.logits.shape[-1]))
 

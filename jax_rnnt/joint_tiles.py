@@ -161,7 +161,7 @@ def _arcs_of_tiles(
     grid = options.grid(encoder, predictor)
     if grid.num_boxes == 0:
         plane = jnp.zeros((*encoder.shape[:2], predictor.shape[1]), options.arcs_dtype)
-        return _stacked([plane] * (3 + transducer.num_choices))
+        return _as_results(Arcs.of_planes(*[plane] * transducer.num_planes))
     tiles = grid.tiles(grid.with_paths(ints.bounds, transducer.lattice.topology))
 
     def one_tile(index: jax.Array, planes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -177,23 +177,17 @@ def _arcs_of_tiles(
             _kept(encoder[tile.utterance[:, None], tile.frames], in_frame),
             _kept(predictor[tile.utterance[:, None], tile.positions], in_position),
         )
-        blank, label, denominators, choices = transducer.log_probs(
-            scores, _labels_of(ints.labels, tile), bounds
-        )
-        values = [blank, label, denominators]
-        if choices is not None:
-            values += list(jnp.moveaxis(choices, 1, 0))
-        return tuple(grid.store(x, tile, y) for x, y in zip(planes, values, strict=True))
+        arcs = transducer.log_probs(scores, _labels_of(ints.labels, tile), bounds)
+        return tuple(grid.store(x, tile, y) for x, y in zip(planes, arcs.planes(), strict=True))
 
     zeros = align_varying_axes(encoder, grid.zeros(options.arcs_dtype))[1]
-    planes = (zeros,) * (3 + transducer.num_choices)
-    planes = lax.fori_loop(0, tiles.number, one_tile, planes)
-    return _stacked([grid.plane(x) for x in planes])
+    planes = lax.fori_loop(0, tiles.number, one_tile, (zeros,) * transducer.num_planes)
+    return _as_results(Arcs.of_planes(*map(grid.plane, planes)))
 
 
-def _stacked(planes: list[jax.Array]) -> tuple[jax.Array, ...]:
-    """The first three, and any others as one array `(B, N, T, W)`."""
-    return (*planes[:3], jnp.stack(planes[3:], axis=1)) if planes[3:] else tuple(planes)
+def _as_results(arcs: Arcs) -> tuple[jax.Array, ...]:
+    """The arrays that there are; the last field is None without choices."""
+    return tuple(jax.tree.leaves(arcs))
 
 
 def _gradients_of_tiles(

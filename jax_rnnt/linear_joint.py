@@ -1,19 +1,21 @@
-"""The usual joint network."""
+"""The usual joint networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ._native.jax_versions import align_varying_axes, replicated
 from .numerics import accumulator_dtype, axis_index
-from .validation import one_of
+from .validation import one_of, whole_number
 
 Activation: TypeAlias = Literal["tanh", "relu"]
+Parameters: TypeAlias = Mapping[str, jax.Array]
 
 _VECTOR = 16
 """Classes that matrix products take together."""
@@ -50,61 +52,118 @@ class LinearJoint:
         one_of("activation", self.activation, Activation)
 
     def __call__(
-        self, params: Mapping[str, jax.Array], encoder_rows: jax.Array, predictor_rows: jax.Array
+        self, params: Parameters, encoder_rows: jax.Array, predictor_rows: jax.Array
     ) -> jax.Array:
-        activation = jnp.tanh if self.activation == "tanh" else jax.nn.relu
-        kernel, bias = _checked(params, encoder_rows.shape, predictor_rows.shape)
-        hidden = activation(encoder_rows + predictor_rows)
-        logits = _matmul(*align_varying_axes(hidden, kernel))
-        if bias is None:
-            return logits
-        bias = bias.reshape(*[1] * (logits.ndim - 1), -1)  # also where ranks must not be promoted
-        return logits + bias.astype(logits.dtype)
+        _check_parameters(params, encoder_rows.shape, predictor_rows.shape)
+        return _linear(_joined(self.activation, encoder_rows, predictor_rows), params)
 
 
 @dataclass(frozen=True)
-class _WithSpareClasses:
-    """A joint network and parameters of more classes than it has: those behind have logits -inf."""
+class LinearDurationJoint:
+    """`LinearJoint` for `rnnt_loss_tdt_joint`, with scores of durations behind the logits.
 
-    joint: LinearJoint
+    Its parameters are a mapping with `"kernel"`, `(D, V + num_durations)`, and `"bias"`,
+    `(V + num_durations,)` or left out, as NeMo's joint network has them. Called with arrays
+    `(..., D)`, it returns `(..., V)` logits and `(..., num_durations)` scores of durations.
+
+    Attributes:
+      num_durations: how many durations the loss has.
+      activation: `"tanh"` or `"relu"`.
+
+    Raises:
+      ValueError, TypeError: as `LinearJoint`; also for `num_durations` below 1 or no whole number.
+    """
+
+    num_durations: int
+    activation: Activation = "tanh"
+
+    mixed_precision: ClassVar[bool] = True
+    """See `JointFunction`."""
+
+    def __post_init__(self) -> None:
+        whole_number("num_durations", self.num_durations, minimum=1)
+        one_of("activation", self.activation, Activation)
+
+    def __call__(
+        self, params: Parameters, encoder_rows: jax.Array, predictor_rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        _check_parameters(params, encoder_rows.shape, predictor_rows.shape, self.num_durations)
+        hidden = _joined(self.activation, encoder_rows, predictor_rows)
+        of_classes, of_durations = _divided(params, self.num_durations)
+        return _linear(hidden, of_classes), _linear(hidden, of_durations)
+
+
+@dataclass(frozen=True)
+class _LinearInTiles:
+    """Either of them, with parameters as tiles take them: those of the classes, maybe of more than
+    the network has, and those of the durations, if it has any."""
+
+    activation: Activation
     num_classes: int
+    """Classes behind them have logits -inf."""
 
     mixed_precision: ClassVar[bool] = True
 
     def __call__(
-        self, params: Mapping[str, jax.Array], encoder_rows: jax.Array, predictor_rows: jax.Array
-    ) -> jax.Array:
-        if "bias" not in params:
-            kernel = params["kernel"]
+        self, params: Sequence[Parameters], encoder_rows: jax.Array, predictor_rows: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        of_classes, *of_durations = params
+        kernel = of_classes["kernel"]
+        if "bias" not in of_classes and kernel.shape[-1] > self.num_classes:
             is_class = axis_index(1, 0, kernel.shape[-1]) < self.num_classes
-            params = {"kernel": kernel, "bias": jnp.where(is_class, 0, -jnp.inf)}
-        return self.joint(params, encoder_rows, predictor_rows)
+            of_classes = {"kernel": kernel, "bias": jnp.where(is_class, 0, -jnp.inf)}
+        hidden = _joined(self.activation, encoder_rows, predictor_rows)
+        # Of products with the same rows XLA would make one on a GPU, and copy the logits out of it.
+        same = lax.optimization_barrier(hidden) if of_durations else hidden
+        return _linear(hidden, of_classes), *(_linear(same, x) for x in of_durations)
 
 
-def with_whole_vectors(joint_fn: Any, params: Any, logits: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
-    """A joint network for tiles, and its parameters: its rows of logits are whole vectors, if that
-    takes few more classes.
+def for_tiles(joint_fn: Any, params: Any, logits: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
+    """A joint network and its parameters as they are best run in tiles: of linear ones, rows of
+    logits are whole vectors, if that takes few more classes, and durations have their own kernel.
 
     Matrix products are faster so on a CPU; on a GPU, XLA makes kernels of 16-bit numbers wider by
     itself, and copies the logits to make them narrower again. Neither loss nor gradients change.
     """
+    if type(joint_fn) not in (LinearJoint, LinearDurationJoint):
+        return joint_fn, params
     num_classes = logits.shape[-1]
     spare = -num_classes % _VECTOR
-    if type(joint_fn) is not LinearJoint or spare == 0 or spare > num_classes * _MOST_SPARE:
-        return joint_fn, params
-    kernel, bias = params["kernel"], params.get("bias")
-    padded = {"kernel": jnp.pad(replicated(kernel), ((0, 0), (0, spare)))}
-    if bias is not None:
-        bias = replicated(bias).astype(logits.dtype)
-        padded["bias"] = jnp.pad(bias, (0, spare), constant_values=-jnp.inf)
-    return _WithSpareClasses(joint_fn, num_classes), padded
+    if spare > num_classes * _MOST_SPARE:
+        spare = 0
+    params = {name: replicated(x) for name, x in _given(params).items()}
+    of_durations = []
+    if type(joint_fn) is LinearDurationJoint:
+        params, *of_durations = _divided(params, joint_fn.num_durations)
+    of_classes = {"kernel": jnp.pad(params["kernel"], ((0, 0), (0, spare)))}
+    if "bias" in params:
+        bias = params["bias"].astype(logits.dtype)
+        of_classes["bias"] = jnp.pad(bias, (0, spare), constant_values=-jnp.inf)
+    return _LinearInTiles(joint_fn.activation, num_classes), [of_classes, *of_durations]
 
 
-def _checked(
-    params: Any, encoder_rows: tuple[int, ...], predictor_rows: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array | None]:
-    """Kernel and bias for rows of these shapes."""
-    letters = "a mapping with 'kernel', (D, V), and 'bias', (V,) or left out"
+def _given(params: Parameters) -> dict[str, jax.Array]:
+    """Kernel and bias, if there is one."""
+    named = ((name, params.get(name)) for name in ("kernel", "bias"))
+    return {name: x for name, x in named if x is not None}
+
+
+def _divided(params: Parameters, num_durations: int) -> tuple[Parameters, Parameters]:
+    """Those of the classes, and those of the durations behind them."""
+    given = _given(params).items()
+    of_classes = {name: x[..., :-num_durations] for name, x in given}
+    return of_classes, {name: x[..., -num_durations:] for name, x in given}
+
+
+def _check_parameters(
+    params: Any,
+    encoder_rows: tuple[int, ...],
+    predictor_rows: tuple[int, ...],
+    num_durations: int | None = None,
+) -> None:
+    """That there are kernel and bias for rows of these shapes."""
+    columns = "V" if num_durations is None else "V + num_durations"
+    letters = f"a mapping with 'kernel', (D, {columns}), and 'bias', ({columns},) or left out"
     if not isinstance(params, Mapping):
         raise TypeError(f"params is a {type(params).__name__}; expected {letters}.")
     if "kernel" not in params:
@@ -119,20 +178,39 @@ def _checked(
     D = encoder_rows[-1]
     if predictor_rows[-1] != D:
         raise ValueError(
-            f"predictor_out has {predictor_rows[-1]} features and encoder_out {D}; LinearJoint "
-            "adds them, and expects as many of one as of the other. Project both first."
+            f"predictor_out has {predictor_rows[-1]} features and encoder_out {D}; the joint "
+            "network adds them, and expects as many of one as of the other. Project both first."
         )
     if kernel.ndim != 2 or kernel.shape[0] != D:
         raise ValueError(
-            f"params['kernel'] has shape {kernel.shape}; expected (D, V) with D = {D}, the "
+            f"params['kernel'] has shape {kernel.shape}; expected (D, {columns}) with D = {D}, the "
             "features of encoder_out."
+        )
+    if num_durations is not None and kernel.shape[1] <= num_durations:
+        raise ValueError(
+            f"params['kernel'] has shape {kernel.shape}; expected (D, {columns}) with V >= 1 and "
+            f"num_durations = {num_durations}."
         )
     if bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(
-            f"params['bias'] has shape {bias.shape}; expected (V,) = {kernel.shape[1:]}, from the "
-            "kernel."
+            f"params['bias'] has shape {bias.shape}; expected ({columns},) = {kernel.shape[1:]}, "
+            "from the kernel."
         )
-    return kernel, bias
+
+
+def _joined(activation: Activation, encoder_rows: jax.Array, predictor_rows: jax.Array) -> Any:
+    function = jnp.tanh if activation == "tanh" else jax.nn.relu
+    return function(encoder_rows + predictor_rows)
+
+
+def _linear(hidden: jax.Array, params: Parameters) -> jax.Array:
+    """`hidden @ kernel + bias`."""
+    kernel, bias = params["kernel"], params.get("bias")
+    scores = _matmul(*align_varying_axes(hidden, kernel))
+    if bias is None:
+        return scores
+    bias = bias.reshape(*[1] * (scores.ndim - 1), -1)  # also where ranks must not be promoted
+    return scores + bias.astype(scores.dtype)
 
 
 @jax.custom_vjp

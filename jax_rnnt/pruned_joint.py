@@ -119,7 +119,13 @@ def rnnt_loss_pruned_joint(
         encoder_out, predictor_out, ranges, ("encoder_out", "predictor_out")
     )
     joint = TracedJoint.of(
-        joint_fn, params, encoder, predictor, rng, ranges.shape, "(*batch, T, S, V)"
+        joint_fn,
+        params,
+        encoder,
+        predictor,
+        rng,
+        rows=ranges.shape,
+        letters="(*batch, T, S, V)",
     )
     logits = joint.logits
     utterances = Utterances(

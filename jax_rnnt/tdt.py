@@ -134,7 +134,8 @@ def rnnt_loss_tdt_joint(
     Args:
       joint_fn: `(params, encoder_rows, predictor_rows) -> (logits, duration_logits)` maps rows
         `(n, D1)` and `(n, D2)`, for some n, to scores `(n, V)` of the tokens and `(n, D)` of the
-        durations, each row for itself. The rest as in `rnnt_loss_joint`.
+        durations, each row for itself; `LinearDurationJoint` is the usual one. The rest as in
+        `rnnt_loss_joint`.
       params, encoder_out, predictor_out, rng, rows_per_tile: as in `rnnt_loss_joint`.
       labels, logit_lengths, label_lengths, durations, sigma, blank_id, fastemit_lambda,
         delay_penalty, clamp, logit_begins, label_begins, label_windows, reduction, where,
@@ -142,8 +143,7 @@ def rnnt_loss_tdt_joint(
 
     Returns:
       As `rnnt_loss_tdt`. Gradients as in `rnnt_loss_joint`: in reverse mode, once, with any
-      `implementation`. Those by 16-bit parameters of a `LinearJoint` that `joint_fn` calls are
-      rounded once a tile: keep such parameters in float32.
+      `implementation`.
 
     Raises:
       TypeError, ValueError, NotImplementedError: as `rnnt_loss_tdt` and `rnnt_loss_joint`.

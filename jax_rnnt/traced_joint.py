@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from . import validation_joint
 from .joint_function import DurationJointCallable, JointCallable, JointFunction, take_apart
-from .linear_joint import with_whole_vectors
+from .linear_joint import for_tiles
 from .random_keys import keys_of_utterances
 
 
@@ -31,11 +31,12 @@ class TracedJoint(NamedTuple):
         encoder: jax.Array,
         predictor: jax.Array,
         rng: jax.Array | None,
+        *,
         rows: tuple[int, ...],
         letters: str,
         num_durations: int | None = None,
     ) -> TracedJoint:
-        """With rows of encoder and predictor `(*rows, D)`; the rest as in `traced_logits`."""
+        """Tried with rows of encoder and predictor `(*rows, D)`; the rest as in `traced_logits`."""
         params = jax.tree.map(jnp.asarray, params)
         keys, key_impl = keys_of_utterances(rng, encoder.shape[:-2])
         operands = [
@@ -45,7 +46,7 @@ class TracedJoint(NamedTuple):
             key_dtype = jax.eval_shape(lambda: jax.random.key(0, impl=key_impl)).dtype
             operands.append(jax.ShapeDtypeStruct(rows, key_dtype))
         logits, closed_over = validation_joint.traced_logits(
-            joint_fn, rows, letters, params, *operands, num_durations=num_durations
+            joint_fn, params, *operands, rows=rows, letters=letters, num_durations=num_durations
         )
-        joint_fn, params = with_whole_vectors(joint_fn, params, logits)
+        joint_fn, params = for_tiles(joint_fn, params, logits)
         return TracedJoint(*take_apart(joint_fn, params, closed_over), keys, key_impl, logits)

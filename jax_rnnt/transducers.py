@@ -51,6 +51,18 @@ class Arcs(NamedTuple):
     denominators: jax.Array
     choices: jax.Array | None = None
 
+    @staticmethod
+    def of_planes(
+        blank: jax.Array, label: jax.Array, denominators: jax.Array, *choices: jax.Array
+    ) -> Arcs:
+        """From arrays `(*batch, T, U+1)`."""
+        return Arcs(blank, label, denominators, jnp.stack(choices, axis=-3) if choices else None)
+
+    def planes(self) -> tuple[jax.Array, ...]:
+        """The arguments of `of_planes`."""
+        choices = () if self.choices is None else jnp.moveaxis(self.choices, -3, 0)
+        return self.blank, self.label, self.denominators, *choices
+
 
 class Weights(NamedTuple):
     """Posteriors of the arcs, with FastEmit, and of the choices, shaped as in `Arcs`."""
@@ -71,6 +83,11 @@ class Transducer(ABC):
     def num_choices(self) -> int:
         """N of `Arcs.choices`."""
         return 0
+
+    @property
+    def num_planes(self) -> int:
+        """Of `Arcs.planes`."""
+        return 3 + self.num_choices
 
     @property
     def other_blanks(self) -> tuple[int, ...]:

@@ -44,16 +44,17 @@ def joint_operands(encoder_out: Any, predictor_out: Any) -> tuple[jax.Array, jax
 
 def traced_logits(
     joint_fn: Callable[..., Any],
+    *operands: Any,
     rows: tuple[int, ...],
     letters: str,
-    *operands: Any,
     num_durations: int | None = None,
 ) -> tuple[jax.ShapeDtypeStruct, list[Any]]:
     """What `joint_fn` returns, `(*rows, V)` logits, and the arrays that it closes over.
 
     Args:
-      letters: stand for the expected shape.
       operands: arrays or their shapes.
+      rows: the shape of the operands' rows, on trial.
+      letters: stand for the expected shape.
       num_durations: D, where a pair is expected, with `(*rows, D)` scores of durations.
     """
     _check_joint_function(joint_fn, len(operands))
@@ -77,16 +78,17 @@ def traced_logits(
         _check_float_array("duration_logits", duration_logits)
         if duration_logits.shape != (*rows, num_durations):
             raise ValueError(
-                f"joint_fn returned duration_logits of shape {duration_logits.shape}; expected "
-                f"(n, D) = {(*rows, num_durations)}, one row for each pair of rows and a score for "
-                "each duration."
+                f"joint_fn returned duration_logits of shape {duration_logits.shape} for n = "
+                f"{rows[0]} pairs of rows; expected (n, D) = {(*rows, num_durations)}, a score for "
+                f"each of the {num_durations} durations."
             )
     _check_float_array("logits", logits)
     shape = logits.shape
     if len(shape) != len(rows) + 1 or tuple(shape[:-1]) != tuple(rows) or shape[-1] < 1:
         raise ValueError(
-            f"joint_fn returned logits of shape {shape}; expected {letters} with all dimensions "
-            f"but the last = {tuple(rows)}, one row for each pair of rows, and V >= 1."
+            f"joint_fn returned logits of shape {shape} for pairs of rows of shape "
+            f"({', '.join(map(str, rows))}, features); expected {letters}, a row of logits for "
+            "each pair of rows, and V >= 1."
         )
     return logits, list(jaxpr.consts)
 

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from alignment_cases import as_keywords
+from assertions import close
 from cases import Lengths
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from programs import custom_calls, export
 from pruned_cases import PrunedBatch, random_pruned
-from test_sharding import COLLECTIVES, shard_map, sharded
-from test_transforms import close, custom_calls, export
+from shardings import COLLECTIVES, shard_map, sharded
 
 import jax_rnnt
 from jax_rnnt import Posteriors

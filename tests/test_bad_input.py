@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from bad_input import BAD, GARBAGE, LARGE, SMALL, assert_only_one_bad
 from cases import (
     ArcsBatch,
     Batch,
@@ -34,8 +35,6 @@ from cases import (
 import jax_rnnt
 
 B, T, U, V = 5, 7, 4, 5
-BAD = 2  # the utterance that is spoiled
-SMALL, LARGE = -(2**31), 2**31 - 1
 
 
 def legal_batch(dtype: Any = np.float64, **options: Any) -> Batch:
@@ -61,15 +60,6 @@ def spoil(batch: Any, field: str, value: int, dtype: str) -> Any:
     array = getattr(cast.lengths, field).copy()
     array[BAD] = value
     return cast._replace(lengths=cast.lengths._replace(**{field: array}))
-
-
-def assert_only_one_bad(found: Any, clean: Any, loss: float, row: int = BAD) -> None:
-    """(loss, gradients...): `row` has this loss, zero gradients; the rest is bitwise the same."""
-    np.testing.assert_array_equal(found[0][row], loss)
-    others = np.arange(len(found[0])) != row
-    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
-        np.testing.assert_array_equal(one[others], two[others])
-        assert one is jax.tree.leaves(found)[0] or (one[row] == 0).all()
 
 
 LIMITS: dict[str, list[int]] = {
@@ -242,9 +232,6 @@ def test_nan_and_inf_arcs(implementation: str, topology: Options, value: float) 
             arcs[BAD, t, u] = value
             found = run_arcs(batch._replace(**{field: arcs}), implementation, **topology)
             assert_only_one_bad(found, clean, np.nan)
-
-
-GARBAGE = [np.nan, np.inf, -np.inf, 1e30, -1e30]
 
 
 def used_cells(batch: Any, options: Options) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from test_sharding import shard_map, sharded
+from shardings import shard_map, sharded
 
 import jax_rnnt
 from jax_rnnt import Decoded, greedy_decode, lengths_from_paddings

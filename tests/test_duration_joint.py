@@ -29,7 +29,7 @@ from joint_cases import (
     random_problem,
     rest_of,
 )
-from test_transforms import custom_calls, export
+from programs import custom_calls, export
 
 import jax_rnnt
 
@@ -416,6 +416,81 @@ def test_linear_joint_with_big_blanks(bias: bool) -> None:
 
     results = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(params, *rows) for f in (found, wanted))
     assert_close(*results)
+
+
+@pytest.mark.parametrize("classes", [13, 16, 28])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_linear_duration_joint(classes: int, bias: bool, dtype: Any) -> None:
+    """The ready-made joint network, with spare classes in tiles or without; the gradient by the
+    kernel is summed in float32, as is that by its columns of durations."""
+    rng = np.random.default_rng(20)
+    outputs = classes + len(DURATIONS)
+    params = {"kernel": jnp.asarray(rng.normal(size=(D, outputs)), dtype), "other": jnp.ones(())}
+    if bias:
+        params["bias"] = jnp.asarray(rng.normal(size=outputs), dtype)
+    rows = [jnp.asarray(rng.normal(size=(3, n, D)), dtype) for n in (40, 9)]
+    labels = rng.integers(1, classes, size=(3, 8))
+    options = {"labels": labels, "durations": DURATIONS, "sigma": 0.1, "reduction": "sum"}
+    network = jax_rnnt.LinearDurationJoint(len(DURATIONS))
+
+    def found(*operands: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_tdt_joint(network, *operands, **options, rows_per_tile=64)
+
+    def wanted(params: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+        scores = jnp.tanh(encoder[:, :, None] + predictor[:, None]) @ params["kernel"]
+        if bias:
+            scores += params["bias"].reshape(1, 1, 1, outputs)
+        return jax_rnnt.rnnt_loss_tdt(scores[..., :classes], scores[..., classes:], **options)
+
+    operands = params, *rows
+    wide = jax.tree.map(lambda x: x.astype(jnp.float64), operands)
+    exact = jax.jit(jax.value_and_grad(wanted, (0, 1, 2)))(*wide)
+    result = jax.jit(jax.value_and_grad(found, (0, 1, 2)))(*operands)
+    found_dtypes = jax.tree.map(lambda x: x.dtype, result[1])
+    assert found_dtypes == jax.tree.map(lambda x: x.dtype, operands)
+    tolerance = 1e-10 if dtype == jnp.float64 else 0.02
+    assert_close(jax.tree.map(lambda x: x.astype(jnp.float64), result), exact, tolerance)
+    logits, durations = jax.tree.map(lambda x: x.shape, network(params, *(x[:, :9] for x in rows)))
+    assert (logits, durations) == ((3, 9, classes), (3, 9, len(DURATIONS)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_durations": 0}, ValueError, "num_durations is 0; expected num_durations >= 1"),
+        ({"num_durations": 2.0}, TypeError, r"num_durations is 2\.0; expected a Python integer"),
+        (
+            {"activation": "gelu"},
+            ValueError,
+            "activation is 'gelu'; expected one of 'tanh'",
+        ),
+        (
+            {"num_durations": 6},
+            ValueError,
+            r"params\['kernel'\] has shape \(4, 6\); .* V >= 1 and num_durations = 6",
+        ),
+        ({"num_durations": 2}, ValueError, r"duration_logits of shape \(2, 2\) for n = 2 .* 3 dur"),
+        (
+            {"params": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(5)}},
+            ValueError,
+            r"params\['bias'\] has shape \(5,\); expected \(V \+ num_durations,\) = \(6,\)",
+        ),
+    ],
+)
+def test_wrong_duration_joint(change: Any, error: type[Exception], message: str) -> None:
+    given = {"num_durations": 3, "activation": "tanh", "params": {"kernel": jnp.ones((4, 6))}}
+    given |= change
+    params = given.pop("params")
+    with pytest.raises(error, match=message):
+        jax_rnnt.rnnt_loss_tdt_joint(
+            jax_rnnt.LinearDurationJoint(**given),
+            params,
+            jnp.ones((1, 2, 4)),
+            jnp.ones((1, 2, 4)),
+            np.ones((1, 1), int),
+            durations=DURATIONS,
+        )
 
 
 @pytest.mark.cpu_only("what XLA plans for a CPU")

@@ -12,15 +12,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import ERRORS, assert_names
+from bad_input import BAD
 from cases import Options, each_topology
 from factored_cases import each_implementation, factored_function, random_factored, run_factored
 from oracles_factored import FactoredBatch, FactoredResult, simple_loss, smoothed_loss
-from test_validation import ERRORS, assert_names
 
 import jax_rnnt
 
 B, T, U, V = 5, 7, 4, 5
-BAD = 2  # the utterance that is spoiled
 SCALES: Options = {"lm_only_scale": 0.25, "am_only_scale": 0.1}
 each_loss = pytest.mark.parametrize("scales", [{}, SCALES], ids=["simple", "smoothed"])
 GARBAGE = [np.nan, np.inf, -np.inf, 1e30, -1e30]

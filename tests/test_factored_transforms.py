@@ -17,9 +17,8 @@ from factored_cases import factored_function, loss_and_grads, random_factored, r
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles_factored import FactoredBatch, FactoredResult
-from test_memory import compiled_memory
-from test_sharding import COLLECTIVES, shard_map, sharded
-from test_transforms import custom_calls, export
+from programs import compiled_memory, custom_calls, export
+from shardings import COLLECTIVES, shard_map, sharded
 
 B, T, U, V = 16, 5, 3, 6
 DATA = P("data")

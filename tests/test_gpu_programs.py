@@ -73,12 +73,9 @@ def joint(variables: Any, *rest: Any) -> jax.Array:
 
 
 def tdt_joint(variables: Any, *utterances: Any) -> jax.Array:
-    def network(kernel: jax.Array, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = jax_rnnt.LinearJoint()({"kernel": kernel}, *rows)
-        return scores[:, :-5], scores[:, -5:]
-
     rows, kernel = variables
-    return jax_rnnt.rnnt_loss_tdt_joint(network, kernel, *rows, *utterances).sum()
+    network = jax_rnnt.LinearDurationJoint(5)
+    return jax_rnnt.rnnt_loss_tdt_joint(network, {"kernel": kernel}, *rows, *utterances).sum()
 
 
 def multi_blank_joint(variables: Any, *utterances: Any) -> jax.Array:
@@ -310,7 +307,22 @@ def pruned_joint_loss_and_gradient(variables: Any, labels: Any, *lengths: Any) -
     return jax.value_and_grad(loss)(variables)
 
 
-@pytest.mark.parametrize("step", [joint_loss_and_gradient, pruned_joint_loss_and_gradient])
+def tdt_joint_loss_and_gradient(variables: Any, *rest: Any) -> Any:
+    """With as many classes as the others have, and five durations."""
+
+    def loss(variables: Any) -> jax.Array:
+        params, *rows = variables
+        params = {"kernel": jnp.pad(params["kernel"], ((0, 0), (0, 5)))}
+        network = jax_rnnt.LinearDurationJoint(5)
+        return jax_rnnt.rnnt_loss_tdt_joint(network, params, *rows, *rest).sum()
+
+    return jax.value_and_grad(loss)(variables)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [joint_loss_and_gradient, tdt_joint_loss_and_gradient, pruned_joint_loss_and_gradient],
+)
 def test_nothing_copies_the_logits_of_tiles(step: Any) -> None:
     """Arrays of the size of a tile's logits come from matrix products and from kernels alone, the
     gradient in bfloat16. XLA would have each dimension a multiple of eight: of 1001 classes, which

@@ -24,7 +24,7 @@ from cases import (
 )
 from jax import export
 from jax.sharding import PartitionSpec as P
-from test_memory import compiled_memory
+from programs import compiled_memory
 
 import jax_rnnt
 from jax_rnnt.arcs import arcs_bwd

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from joint_cases import Array, Problem, assert_close, dense, random_problem, rest_of, tiled
-from test_transforms import custom_calls, export
+from programs import custom_calls, export
 
 import jax_rnnt
 

@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 from packed_cases import pack
 from pruned_cases import TOPOLOGIES as PRUNED_TOPOLOGIES
 from pruned_cases import random_pruned
-from test_sharding import COLLECTIVES, losses_and_grad, shard_map, sharded
+from shardings import COLLECTIVES, losses_and_grad, shard_map, sharded
 
 import jax_rnnt
 from jax_rnnt import label_windows_from_frames

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import Options, each_topology, loss_function
+from programs import compiled_memory
 
 import jax_rnnt
 
@@ -37,10 +38,3 @@ def test_forward_alone_is_smaller() -> None:
     memory = compiled_memory(jax_rnnt.rnnt_loss, logits, labels)
     assert memory.temp_size_in_bytes < 0.1 * 4 * B * T * (U + 1) * V
     assert memory.output_size_in_bytes <= 64
-
-
-def compiled_memory(function: Any, *arguments: Any) -> Any:
-    """`memory_analysis()` of the compiled function; a backend without it is an error."""
-    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    assert memory is not None, f"no memory analysis on {jax.default_backend()}"
-    return memory

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracles_alignment import Best, by_enumeration, by_recursion
 from packed_cases import pack
-from test_sharding import shard_map
-from test_transforms import custom_calls, export
+from programs import custom_calls, export
+from shardings import shard_map
 
 import jax_rnnt
 from jax_rnnt import Posteriors

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import close
 from packed_cases import pack
 
 import jax_rnnt
@@ -53,16 +54,6 @@ def expected(
                     grads[1][b, u] += cotangent[row]
                 row += 1
     return rows, grads
-
-
-def close(found: Any, wanted: Any, tolerance: float = 1e-12) -> None:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            np.asarray(a, np.float64), b, rtol=tolerance, atol=tolerance
-        ),
-        found,
-        wanted,
-    )
 
 
 @pytest.mark.parametrize(

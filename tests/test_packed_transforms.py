@@ -9,23 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import close
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from packed_cases import PackedBatch, packed_function, random_packed, run_packed
-from test_transforms import custom_calls, export
+from programs import custom_calls, export
 
 import jax_rnnt
 
 B, T, U, V = 4, 5, 3, 6
 N = B * T * (U + 1)
-
-
-def close(found: Any, wanted: Any) -> None:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=1e-12, atol=1e-12),
-        found,
-        wanted,
-    )
 
 
 def batch_of(seed: int, rows: int = N) -> PackedBatch:

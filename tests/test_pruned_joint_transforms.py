@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from programs import custom_calls, export
 from test_pruned_joint import (
     B,
     assert_close,
@@ -20,7 +21,6 @@ from test_pruned_joint import (
     tiled,
     with_dropout,
 )
-from test_transforms import custom_calls, export
 
 import jax_rnnt
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_pruned
 import pytest
+from assertions import assert_rounded
 from cases import (
     Batch,
     Lengths,
@@ -27,7 +28,6 @@ from pruned_cases import (
     random_pruned,
     run_pruned,
 )
-from test_values import assert_rounded
 
 import jax_rnnt
 

@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bad_input import BAD, GARBAGE, LARGE, SMALL, assert_only_one_bad
 from cases import Lengths, dtypes
 from pruned_cases import TOPOLOGIES, PrunedBatch, pruned_function, random_pruned, run_pruned
 from pruned_cases import used_cells as used_arcs_of
-from test_bad_input import GARBAGE, LARGE, SMALL, assert_only_one_bad
 
 import jax_rnnt
 from jax_rnnt import Posteriors
 
 B, T, U, S, V = 5, 7, 6, 3, 5
-BAD = 2  # the utterance that is spoiled
 
 
 def legal_batch(dtype: Any = np.float64, **options: Any) -> PrunedBatch:

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import close
 from cases import Lengths
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from programs import custom_calls, export
 from pruned_cases import TOPOLOGIES, PrunedBatch, pruned_function, random_pruned, run_pruned
-from test_sharding import COLLECTIVES, losses_and_grad, shard_map, sharded
-from test_transforms import close, custom_calls, export
+from shardings import COLLECTIVES, losses_and_grad, shard_map, sharded
 
 import jax_rnnt
 from jax_rnnt import Posteriors

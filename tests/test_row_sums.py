@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
-from test_sharding import COLLECTIVES, shard_map
-from test_transforms import our_targets
+from programs import our_targets
+from shardings import COLLECTIVES, shard_map
 
 import jax_rnnt
 from jax_rnnt import row_sums_reference as in_jax

@@ -5,13 +5,13 @@ Everything is float64 and compared to 1e-12 with `cases.run` on one device.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import close
 from cases import (
     ArcsBatch,
     Batch,
@@ -26,20 +26,9 @@ from cases import (
 )
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from shardings import COLLECTIVES, losses_and_grad, shard_map, sharded
 
 B, T, U, V = 16, 5, 3, 6
-COLLECTIVES = re.compile(
-    r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
-)
-
-
-def close(found: Any, wanted: Any) -> None:
-    """Equal trees up to float64 rounding."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=1e-12, atol=1e-12),
-        found,
-        wanted,
-    )
 
 
 @pytest.fixture
@@ -50,23 +39,6 @@ def batch() -> Batch:
 @pytest.fixture
 def mesh(devices: list[jax.Device]) -> Mesh:
     return Mesh(np.array(devices), ("data",))
-
-
-DATA = P("data")
-
-
-def sharded(tree: Any, mesh: Mesh, spec: P = DATA) -> Any:
-    return jax.device_put(tree, NamedSharding(mesh, spec))
-
-
-def losses_and_grad(function: Any) -> Any:
-    """`(logits, ...) -> (per-utterance losses, gradient of their sum)`."""
-
-    def both(logits: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
-        loss, vjp = jax.vjp(lambda x: function(x, *rest), logits)
-        return loss, vjp(jnp.ones_like(loss))[0]
-
-    return both
 
 
 def test_pmap(implementation: str, batch: Batch, devices: list[jax.Device]) -> None:
@@ -171,11 +143,6 @@ def test_batch_that_does_not_divide(implementation: str, mesh: Mesh) -> None:
 
 
 # --------------------------------------------------------------------------------------- shard_map
-
-
-def shard_map(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
-    """With the check of varying axes on, as users have it."""
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
 
 
 def test_shard_map(implementation: str, batch: Batch, mesh: Mesh) -> None:

@@ -162,5 +162,5 @@ def test_ranges_and_decoding() -> None:
             initial_state=(),
         )
 
-    with pytest.raises(NotImplementedError, match="encoder_out .* symbolic T = n"):
+    with pytest.raises(NotImplementedError, match=r"encoder_out .* symbolic T = n"):
         export(jax.jit(decoded))(scores(B, n, D))

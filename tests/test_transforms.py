@@ -6,13 +6,13 @@ oracle.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import close
 from cases import (
     Batch,
     Lengths,
@@ -26,17 +26,11 @@ from cases import (
     run_arcs,
     some_xla,
 )
+from programs import custom_calls, export, our_targets
 
 import jax_rnnt
 
 B, T, U, V = 8, 5, 3, 6
-
-
-def close(found: Any, wanted: Any) -> None:
-    """Equal trees up to float64 rounding."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, wanted
-    )
 
 
 @pytest.fixture
@@ -229,16 +223,6 @@ def test_debug_nans(implementation: str, batch: Batch) -> None:
 Tree = Any
 
 
-def custom_calls(text: str) -> set[str]:
-    """Names of the custom calls in a StableHLO module."""
-    return set(re.findall(r"custom_call @([\w.$]+)", text))
-
-
-def our_targets(function: Any, *arguments: Any) -> set[str]:
-    """The custom calls that lowering for the present platform makes."""
-    return custom_calls(jax.jit(function).lower(*arguments).as_text())
-
-
 def value_and_grad(implementation: str, **options: Any) -> Any:
     """`(logits, labels, logit_lengths, label_lengths) -> ((loss, grad), posteriors' sum)`."""
     function = loss_function(implementation, reduction="sum", **options)
@@ -247,14 +231,6 @@ def value_and_grad(implementation: str, **options: Any) -> Any:
         return jax.value_and_grad(function)(x, labels, Lengths(t, u))
 
     return both
-
-
-def export(function: Any, *arguments: Any, targets: set[str], **options: Any) -> Any:
-    from jax.export import DisabledSafetyCheck
-    from jax.export import export as export_
-
-    checks = [DisabledSafetyCheck.custom_call(target) for target in sorted(targets)]
-    return export_(jax.jit(function), disabled_checks=checks, **options)(*arguments)
 
 
 def arguments_of(batch: Batch) -> tuple[Any, ...]:

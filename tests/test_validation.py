@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import ERRORS, assert_names
 from jax.experimental import checkify
 
 import jax_rnnt
 
 B, T, U, V = 3, 5, 4, 6
-ERRORS = (ValueError, TypeError)
 
 
 def arguments() -> dict[str, Any]:
@@ -36,14 +36,6 @@ def arcs_arguments() -> dict[str, Any]:
         del base[used]
     arcs = np.full((B, T, U + 1), -1.0, np.float32)
     return {"blank_log_probs": arcs, "label_log_probs": arcs.copy()} | base
-
-
-def assert_names(message: str, *words: str) -> None:
-    """Every word stands in the message, numbers not merely as a part of longer numbers."""
-    for word in words:
-        assert re.search(rf"(?<![\w-]){re.escape(word)}(?!\w)", message), (
-            f"{word!r} not in: {message}"
-        )
 
 
 WRONG: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from assertions import assert_rounded
 from cases import (
     TOPOLOGIES,
     Batch,
@@ -82,19 +83,6 @@ def test_published_value(implementation: str) -> None:
 
 WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 28, 31, 33, 64, 100, 257, 1025, 2501]
 DTYPES = [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16]
-
-
-def assert_rounded(found: np.ndarray, wanted: np.ndarray) -> None:
-    """Element by element, twice the rounding of the dtype, plus float32's promised error.
-
-    Half a unit in the last place of a normal number is eps/2 of its value, that of a subnormal one
-    half the smallest. The float32 arithmetic before rounding may be off by 1e-5 of the norm.
-    """
-    info = jnp.finfo(found.dtype)
-    norm = np.linalg.norm(wanted.reshape(len(wanted), -1), axis=-1)[:, None, None, None]
-    half = np.maximum(float(info.eps) * np.abs(wanted), float(info.smallest_subnormal)) / 2
-    error = np.abs(found.astype(np.float64) - wanted)
-    assert (error <= 2 * half + 1e-5 * norm).all(), np.max(error / half)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: jnp.dtype(d).name)
