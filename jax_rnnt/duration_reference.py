@@ -190,7 +190,7 @@ class _Fronts:
                 labels.append(_posterior(alpha, after, likelihood))
                 beta = extended.add(beta, after)
                 if d == 0:
-                    blanks.append(jnp.zeros_like(labels[0]))
+                    blanks.append(self.dead_row.mantissa)  # zeros, mapped by vmap as the others are
                     continue
                 after = extended.multiply(blank, rows[d - 1])
                 blanks.append(_posterior(alpha, after, likelihood))

@@ -4,6 +4,7 @@ Those have tests of their own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -190,6 +191,74 @@ def test_padding_and_bad_utterances_have_no_effect(loss: Loss) -> None:
     assert_close(found[1], wanted[1])
 
 
+@pytest.mark.parametrize("field", ["labels", "logit_lengths", "label_lengths"])
+def test_bad_values_that_are_not_known(loss: Loss, field: str) -> None:
+    """NaN, whether traced or not to be checked, and no gradient; others as before."""
+    problem = duration_problem(21)
+    kept = np.arange(B) != 2
+    wanted = pulled_back(loss.stored(), problem, kept.astype(float))
+    excessive = {"labels": V + MORE, "logit_lengths": T + 1, "label_lengths": U + 1}[field]
+    batch = problem.batch
+    given = {"labels": batch.labels, **batch.lengths._asdict()}
+    values = np.array(given[field])
+    values[2] = excessive
+    if field == "labels":
+        batch = batch._replace(labels=values)
+    else:
+        batch = batch._replace(lengths=batch.lengths._replace(**{field: values}))
+    rest = rest_of(batch)
+    with pytest.raises(ValueError, match=rf"{field}\[2.* is {excessive}; expected"):
+        loss.tiled()(*problem[:3], rest)
+    traced = jax.jit(loss.tiled(rows_per_tile=100))
+    found, vjp = jax.vjp(lambda *x: traced(*x, rest), *problem[:3])
+    assert np.isnan(found[2])
+    np.testing.assert_allclose(found[kept], wanted[0][kept], rtol=1e-12)
+    assert_close(vjp(jnp.ones(B)), wanted[1])
+    unchecked = loss.tiled(check=False)(*problem[:3], rest)
+    np.testing.assert_allclose(unchecked, found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 2)], ids=["none", "two"])
+def test_batch_dimensions(loss: Loss, batch: tuple[int, ...]) -> None:
+    problem = duration_problem(22, size=(4, T, U))
+    rest = rest_of(problem.batch)
+    count = math.prod(batch)
+
+    def shaped(x: Any) -> jax.Array:
+        return x[:count].reshape(*batch, *x.shape[1:])
+
+    wanted = jax.jit(loss.stored())(*problem[:3], rest)[:count]
+    rows = map(shaped, (problem.encoder, problem.predictor))
+    found = jax.jit(loss.tiled())(problem.variables, *rows, jax.tree.map(shaped, rest))
+    assert_close(found, wanted.reshape(batch))
+
+
+class Scores(NamedTuple):
+    logits: jax.Array
+    durations: jax.Array
+
+
+@pytest.mark.parametrize("kind", [list, lambda x: Scores(*x)], ids=["list", "named"])
+def test_pairs_of_other_types(kind: Any) -> None:
+    """A list, or a named tuple; scores of durations in a dtype of their own."""
+    problem = duration_problem(23, dtype=np.float32)
+
+    def network(*rows: Any) -> Any:
+        logits, durations = pair_of_scores(*rows)
+        return kind((logits, durations.astype(jnp.bfloat16)))
+
+    def tiled(*operands: Any) -> jax.Array:
+        return jax_rnnt.rnnt_loss_tdt_joint(
+            network, *operands[:-1], **operands[-1], durations=DURATIONS, rows_per_tile=100
+        )
+
+    def stored(*operands: Any) -> jax.Array:
+        scores = of_all_pairs(network, *operands[:-1])
+        return jax_rnnt.rnnt_loss_tdt(*scores, **operands[-1], durations=DURATIONS)
+
+    assert_close(pulled_back(tiled, problem), pulled_back(stored, problem), 1e-5)
+
+
 def test_label_windows(loss: Loss) -> None:
     """As with stored scores; utterance 1 has no alignment that fits."""
     problem = duration_problem(19, size=(2, T, U))
@@ -246,12 +315,15 @@ def test_dropout() -> None:
     check_grads(function, problem[:3], 1, modes=["rev"], eps=1e-5, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["native", "xla"])
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-def test_sharded(loss: Loss, axis_type: str, devices: list[jax.Device]) -> None:
+def test_sharded(
+    loss: Loss, axis_type: str, implementation: str, devices: list[jax.Device]
+) -> None:
     """A batch divided among devices, and mapped by `vmap`, is as on one."""
     problem = duration_problem(13, size=(8, T, U))
     rest = rest_of(problem.batch)
-    tiled = loss.tiled(rows_per_tile=100)
+    tiled = loss.tiled(rows_per_tile=100, implementation=implementation)
     wanted_losses = np.asarray(jax.jit(loss.stored())(*problem[:3], rest))
     rest["where"] = jnp.isfinite(wanted_losses)
 

@@ -5,7 +5,7 @@ Losses and gradients are those on one device, and gradients are divided as what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +118,18 @@ CASES = {
         ((D, SPARED), (SPARED,), *JOINED[1:]),
         (P(None, "model"), P("model"), P("data"), P("data")),
     ),
+    "linear duration joint": Case(
+        lambda *x, **k: jax_rnnt.rnnt_loss_tdt_joint(
+            jax_rnnt.LinearDurationJoint(2),
+            dict(zip(("kernel", "bias"), x[:2], strict=True)),
+            *x[2:],
+            LABELS,
+            durations=(0, 1),
+            **k,
+        ),
+        ((D, SPARED + 2), (SPARED + 2,), *JOINED[1:]),
+        (P(None, "model"), P("model"), P("data"), P("data")),
+    ),
     "pruned joint": Case(
         lambda *x, **k: jax_rnnt.rnnt_loss_pruned_joint(joint, *x, LABELS, RANGES, **k),
         JOINED,
@@ -158,7 +170,7 @@ def check(case: Case, implementation: str, mesh: Any, *, jit: bool = True) -> No
 
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [*((name, "auto") for name in CASES), ("classes", "xla"), ("arcs", "xla")],
+    [(name, implementation) for name in CASES for implementation in ("auto", "xla")],
 )
 def test_other_axes(name: str, implementation: str, devices: list[jax.Device]) -> None:
     """Classes, frames, features or parameters divided along an axis of their own."""
@@ -177,24 +189,70 @@ def test_mixed_axes(name: str, jit: bool, kinds: Any, devices: list[jax.Device])
     check(case._replace(specs=batch), "auto", mesh, jit=jit)
 
 
-def packed_pair(logits: jax.Array, labels: jax.Array, frames: jax.Array) -> jax.Array:
-    """One utterance in packed rows."""
-    return jax_rnnt.rnnt_loss_packed(logits, labels[None], frames[None], np.full(1, U))
+def of_one(shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Without the batch."""
+    return tuple(shape[1:] for shape in shapes)
 
 
-MAPPED = {
-    "dense": (jax_rnnt.rnnt_loss, (ROWS[1:],)),
-    "simple": (jax_rnnt.rnnt_loss_simple, tuple(shape[1:] for shape in HALVES)),
+KERNEL = np.linspace(-1, 1, D * V).reshape(D, V)
+MAPPED: dict[str, tuple[Callable[..., jax.Array], tuple[tuple[int, ...], ...]]] = {
+    "dense": (lambda *x, labels, **k: jax_rnnt.rnnt_loss(*x, labels, **k), of_one([ROWS])),
+    "arcs": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_from_arcs(*x, **k),
+        of_one([ROWS[:3], ROWS[:3]]),
+    ),
+    "align": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_align(*x, labels, **k).score,
+        of_one([ROWS]),
+    ),
+    "simple": (lambda *x, labels, **k: jax_rnnt.rnnt_loss_simple(*x, labels, **k), of_one(HALVES)),
+    "smoothed": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_smoothed(
+            *x, labels, lm_only_scale=0.2, am_only_scale=0.1, **k
+        ),
+        of_one(HALVES),
+    ),
     "pruned": (
-        lambda x, labels, frames: jax_rnnt.rnnt_loss_pruned(x, labels, RANGES[0], frames),
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_pruned(*x, labels, RANGES[0], **k),
         ((T, S, V),),
     ),
-    "packed": (packed_pair, ((T * (U + 1), V),)),
+    "tdt": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_tdt(*x, labels, durations=(0, 1, 2), **k),
+        of_one([ROWS, (*ROWS[:3], 3)]),
+    ),
+    "multi-blank": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_multi_blank(
+            *x, labels, big_blank_ids=(0,), big_blank_durations=(2,), blank_id=-1, **k
+        ),
+        of_one([(*ROWS[:3], V + 1)]),
+    ),
+    "packed": (
+        lambda *x, labels, logit_lengths, **k: jax_rnnt.rnnt_loss_packed(
+            *x, labels[None], logit_lengths[None], np.full(1, U), **k
+        ),
+        ((T * (U + 1), V),),
+    ),
+    "joint": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_joint(joint, KERNEL, *x, labels, **k),
+        of_one(JOINED[1:]),
+    ),
+    "pruned joint": (
+        lambda *x, labels, **k: jax_rnnt.rnnt_loss_pruned_joint(
+            joint, KERNEL, *x, labels, RANGES[0], **k
+        ),
+        of_one(JOINED[1:]),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", MAPPED)
-def test_vmap_with_lengths(name: str, devices: list[jax.Device]) -> None:
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [
+        *((name, "native") for name in MAPPED),
+        *((name, "xla") for name in MAPPED if name != "packed"),  # see docs/sharding.md
+    ],
+)
+def test_vmap_with_lengths(name: str, implementation: str, devices: list[jax.Device]) -> None:
     """Lengths that are given are mapped and divided, and begins that are left out are not."""
     function, shapes = MAPPED[name]
     rng = np.random.default_rng(1)
@@ -202,7 +260,11 @@ def test_vmap_with_lengths(name: str, devices: list[jax.Device]) -> None:
     frames = jnp.asarray([T, T - 1] * (B // 2))
 
     def total(labels: jax.Array, frames: jax.Array, *scores: jax.Array) -> jax.Array:
-        return jax.vmap(function)(*scores, labels, frames).sum()
+        def loss(labels: jax.Array, frames: jax.Array, *scores: jax.Array) -> jax.Array:
+            given = {"labels": labels, "logit_lengths": frames, "implementation": implementation}
+            return function(*scores, **given)
+
+        return jax.vmap(loss)(labels, frames, *scores).sum()
 
     step = jax.value_and_grad(total, argnums=tuple(range(2, 2 + len(scores))))
     wanted = step(jnp.asarray(LABELS), frames, *scores)

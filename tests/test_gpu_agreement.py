@@ -473,17 +473,25 @@ def test_determinism_of_joint_networks(places: tuple[jax.Device, jax.Device]) ->
     kernel, encoder, predictor = (
         rng.normal(size=shape).astype(np.float32) for shape in ((D, V), (B, T, D), (B, U + 1, D))
     )
-    labels = rng.integers(1, V, (B, U), np.int32)
+    labels = rng.integers(1, V - 3, (B, U), np.int32)
     starts = np.linspace(0, U - 4, T).astype(np.int32)
     ranges = np.broadcast_to(starts[None, :, None] + np.arange(5, dtype=np.int32), (B, T, 5))
 
     def network(kernel: Any, encoder: Any, predictor: Any) -> jax.Array:
         return jnp.tanh(encoder + predictor) @ kernel
 
+    def pair(*operands: Any) -> tuple[jax.Array, jax.Array]:
+        scores = network(*operands)
+        return scores[..., :-3], scores[..., -3:]
+
     def losses(*operands: Any) -> jax.Array:
         rows = jax_rnnt.do_rnnt_pruning(*operands[1:], ranges)
         return (
             jax_rnnt.rnnt_loss_joint(network, *operands, labels, rows_per_tile=1000)
+            + jax_rnnt.rnnt_loss_tdt_joint(pair, *operands, labels, durations=(0, 1, 2))
+            + jax_rnnt.rnnt_loss_multi_blank_joint(
+                network, *operands, labels, big_blank_ids=(-1,), big_blank_durations=(2,)
+            )
             + jax_rnnt.rnnt_loss_pruned_joint(network, *operands, labels, ranges)
             + jax_rnnt.rnnt_loss_pruned(network(operands[0], *rows), labels, ranges)
         ).sum()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jax_rnnt import (
+    LinearDurationJoint,
     LinearJoint,
     rnnt_loss,
     rnnt_loss_joint,
@@ -19,6 +20,7 @@ from jax_rnnt import (
     rnnt_loss_pruned,
     rnnt_loss_simple,
     rnnt_loss_tdt,
+    rnnt_loss_tdt_joint,
 )
 
 
@@ -157,6 +159,13 @@ def test_others_refuse(implementation: Any) -> None:
             LinearJoint(), params, x, x, labels, implementation=implementation
         ).sum()
 
-    for loss in (simple, joint):
+    def tdt_joint(x: jax.Array) -> jax.Array:
+        params = {"kernel": jnp.ones((3, 6))}
+        return rnnt_loss_tdt_joint(
+            LinearDurationJoint(2), params, x, x, labels,
+            durations=(0, 1), implementation=implementation,
+        ).sum()  # fmt: skip
+
+    for loss in (simple, joint, tdt_joint):
         with pytest.raises(NotImplementedError, match="rnnt_loss_multi_blank have higher ones"):
             jax.grad(lambda x, loss=loss: jax.grad(loss)(x).sum())(jnp.ones(shape))
