@@ -86,8 +86,8 @@ def rnnt_loss(
       where: `(*batch,)` bool: utterances to keep; the others have loss and gradient zero.
       implementation: `"native"` kernels, pure-JAX `"xla"`, or `"auto"`: native where the platform
         that the program is compiled for has kernels. `"xla"` can be differentiated more than once
-        here and in `rnnt_loss_from_arcs`, `rnnt_loss_pruned`, `rnnt_loss_tdt` and
-        `rnnt_loss_multi_blank`; other losses have first derivatives only.
+        here and in `rnnt_arcs`, `rnnt_loss_from_arcs`, `rnnt_loss_pruned`, `rnnt_loss_tdt` and
+        `rnnt_loss_multi_blank`; other losses are made for first derivatives only.
       check: raise errors for bad values of labels, lengths and begins if they are known, which
         waits for them. Inside `jit` they are not known.
 

@@ -14,7 +14,9 @@ import pytest
 from jax_rnnt import (
     LinearDurationJoint,
     LinearJoint,
+    rnnt_arcs,
     rnnt_loss,
+    rnnt_loss_from_arcs,
     rnnt_loss_joint,
     rnnt_loss_multi_blank,
     rnnt_loss_pruned,
@@ -24,9 +26,26 @@ from jax_rnnt import (
 )
 
 
+def dense(
+    logits: jax.Array, labels: jax.Array, *lengths: jax.Array, normalization: Any, **options: Any
+) -> jax.Array:
+    return rnnt_loss(logits, labels, *lengths, normalization=normalization, **options)
+
+
+def by_arcs(
+    logits: jax.Array, labels: jax.Array, *lengths: jax.Array, normalization: Any, **options: Any
+) -> jax.Array:
+    """The same in two steps."""
+    arcs = rnnt_arcs(logits, labels, *lengths, normalization=normalization, implementation="xla")
+    return rnnt_loss_from_arcs(*arcs, *lengths, **options)
+
+
+@pytest.mark.parametrize("loss", [dense, by_arcs])
 @pytest.mark.parametrize("topology", ["regular", "modified", "constrained"])
 @pytest.mark.parametrize("normalization", ["softmax", "hat"])
-def test_hessian_vector_product(topology: str, normalization: str) -> None:
+def test_hessian_vector_product(
+    loss: Callable[..., jax.Array], topology: str, normalization: str
+) -> None:
     """Against central differences of the gradient, whose error is of order step squared."""
     rng = np.random.default_rng(0)
     shape = (2, 4, 3, 4)
@@ -36,12 +55,12 @@ def test_hessian_vector_product(topology: str, normalization: str) -> None:
     @jax.jit
     @jax.grad
     def gradient(x: jax.Array) -> jax.Array:
-        return rnnt_loss(
+        return loss(
             x,
             labels,
             *lengths,
-            topology=topology,  # type: ignore[arg-type]
-            normalization=normalization,  # type: ignore[arg-type]
+            topology=topology,
+            normalization=normalization,
             reduction="sum",
             implementation="xla",
         )
@@ -61,7 +80,7 @@ def test_bad_utterances(topology: Any, normalization: Any) -> None:
     labels = jnp.array([[1, 2], [3, 1]])
     options = {"topology": topology, "normalization": normalization, "implementation": "xla"}
 
-    def dense(x: jax.Array) -> jax.Array:
+    def exact(x: jax.Array) -> jax.Array:
         return rnnt_loss(x, labels, **options)
 
     def pruned(x: jax.Array) -> jax.Array:
@@ -80,7 +99,7 @@ def test_bad_utterances(topology: Any, normalization: Any) -> None:
         product, losses = jax.grad(squares, has_aux=True)(x)
         return losses, product
 
-    for loss in (dense, pruned):
+    for loss in (exact, pruned):
         compiled = jax.jit(partial(losses_and_product, loss))
         _, wanted = compiled(clean)
         assert jnp.any(wanted[1] != 0)

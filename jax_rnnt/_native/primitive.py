@@ -20,8 +20,8 @@ from .platforms import HOW_TO_GET_CUDA, KERNELS, platforms_with
 CoreType = tuple[tuple[int, ...], Any]
 
 HIGHER_DERIVATIVES = (
-    "rnnt_loss, rnnt_loss_from_arcs, rnnt_loss_pruned, rnnt_loss_tdt and rnnt_loss_multi_blank "
-    "have higher ones with implementation='xla'."
+    "rnnt_loss, rnnt_arcs, rnnt_loss_from_arcs, rnnt_loss_pruned, rnnt_loss_tdt and "
+    "rnnt_loss_multi_blank have higher ones with implementation='xla'."
 )
 """Ends the messages of errors about derivatives that do not exist."""
 
