@@ -16,7 +16,8 @@ EMULATED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_gradients.
                   test_properties.py test_regressions.py test_pruning.py test_wide_lattice.py \
                   test_packed.py test_packed_alignment.py test_alignment.py test_joint.py \
                   test_in_place.py test_factored.py test_factored_bad_input.py test_row_sums.py \
-                  test_tdt.py test_multi_blank.py test_duration_joint.py) \
+                  test_tdt.py test_multi_blank.py test_duration_joint.py \
+                  test_duration_alignment.py) \
                   -k "not xla"
 SANITIZED_TESTS := $(addprefix tests/,test_values.py test_arcs.py test_wide_lattice.py \
                    test_packed.py::test_skewed_lattices test_factored.py::test_large_products \
@@ -27,7 +28,7 @@ AARCH64_TESTS ?= tests/test_targets.py tests/test_second_order.py tests/test_dec
                  tests/test_pruned_joint.py $(EMULATED_TESTS)
 RACE_TESTS := $(addprefix tests/,test_arcs.py test_wide_lattice.py test_packed.py test_alignment.py \
               test_pruning.py test_in_place.py test_packed_alignment.py test_factored.py \
-              test_row_sums.py test_tdt.py test_multi_blank.py) \
+              test_row_sums.py test_tdt.py test_multi_blank.py test_duration_alignment.py) \
               -k "not xla"
 
 # XLA's compiler for CUDA. Apart from the other packages, where JAX would look for a GPU; with the

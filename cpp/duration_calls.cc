@@ -57,6 +57,30 @@ ffi::Error decode(DurationLattice& params, DType& dtype, ffi::AnyBuffer blank, f
   return decode_posteriors(params, blank, blank_posteriors, label_posteriors);
 }
 
+ffi::Error decode(BestDurationPath& params, DType& dtype, ffi::AnyBuffer blank,
+                  ffi::AnyBuffer label, ffi::AnyBuffer duration, Int32Buffer bounds,
+                  AnyResult score, ffi::Result<Int32Buffer> label_frames,
+                  ffi::Result<Int32Buffer> label_durations, AnyResult workspace,
+                  ffi::Result<ffi::Buffer<ffi::U8>> arrivals, int64_t durations, bool labels_stay) {
+  DurationLattice& lattice = params.lattice;
+  JAX_RNNT_RETURN_IF_ERROR(decode(lattice, dtype, blank, label, duration, bounds, score, workspace,
+                                  durations, labels_stay));
+  const int64_t plane_size = lattice.frames * lattice.cells;
+  JAX_RNNT_RETURN_IF_ERROR(check_workspace(lattice, plane_size));
+  if (elements(arrivals->dimensions()) != lattice.batch * plane_size) {
+    return shape_error("arrivals", arrivals->dimensions(), "blank's shape");
+  }
+  for (auto result : {label_frames, label_durations}) {
+    if (elements(result->dimensions()) != lattice.batch * (lattice.cells - 1)) {
+      return shape_error("label_frames and label_durations", result->dimensions(), "(*batch, U)");
+    }
+  }
+  params.arrivals = arrivals->typed_data();
+  params.label_frames = label_frames->typed_data();
+  params.label_durations = label_durations->typed_data();
+  return ffi::Error::Success();
+}
+
 ffi::Error check_workspace(const DurationLattice& params, int64_t needed_elements) {
   return check_workspace(params.batch, params.workspace_elements, needed_elements);
 }

@@ -140,6 +140,18 @@ constexpr auto packed_best_path = [](Pool pool, auto... operands) -> ffi::Error 
   return run_best_path(pool, p, dtype, p.packed.planes, p.packed.rows);
 };
 
+constexpr auto best_duration_path = [](Pool pool, auto... operands) -> ffi::Error {
+  BestDurationPath p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  const Kernels& kernels = active_kernels();
+  const int64_t cells = p.lattice.frames * p.lattice.cells;
+  parallel_for(
+      pool, p.lattice.batch, cells * (p.lattice.durations.number + 2) * 32,
+      [&](int64_t begin, int64_t end) { kernels.best_duration_path(p, dtype, begin, end); });
+  return ffi::Error::Success();
+};
+
 constexpr auto factored_fwd = [](Pool pool, auto... operands) -> ffi::Error {
   FactoredForward p;
   DType dtype;
@@ -200,6 +212,8 @@ XLA_FFI_DEFINE_HANDLER(duration_lattice_score_handler, duration_lattice,
                        duration_lattice_score_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Pool>());
+XLA_FFI_DEFINE_HANDLER(best_duration_path_handler, best_duration_path,
+                       best_duration_path_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Pool>());
 XLA_FFI_DEFINE_HANDLER(smoothed_fwd_handler, factored_fwd, smoothed_fwd_signature<Pool>());
@@ -222,6 +236,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_duration_lattice_score", duration_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
+      {"jax_rnnt_best_duration_path", best_duration_path_handler},
       {"jax_rnnt_factored_fwd", factored_fwd_handler},
       {"jax_rnnt_factored_bwd", factored_bwd_handler},
       {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},

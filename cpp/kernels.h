@@ -259,6 +259,14 @@ struct DurationLattice {
   int64_t workspace_elements;
 };
 
+// The best path through the same arcs: its score, and the frame and the duration of each label.
+struct BestDurationPath {
+  DurationLattice lattice;  // its log_likelihood is the score, its workspace a plane
+  uint8_t* arrivals;        // plane, workspace, too
+  int32_t* label_frames;    // (batch, U), -1 where there is none
+  int32_t* label_durations;
+};
+
 // The best path through a band: its score, and the frame of each label. Of equally good paths it is
 // the one whose labels all come first. A whole lattice is a band of U + 1 cells that starts at 0.
 //
@@ -343,6 +351,7 @@ struct Kernels {
   void (*banded_lattice)(const BandedLattice&, DType, int64_t begin, int64_t end);
   void (*duration_lattice)(const DurationLattice&, DType, int64_t begin, int64_t end);
   void (*best_path)(const BestPath&, DType, int64_t begin, int64_t end);
+  void (*best_duration_path)(const BestDurationPath&, DType, int64_t begin, int64_t end);
   void (*factored_positions)(const FactoredForward&, DType, int64_t begin, int64_t end);
   void (*factored_frames)(const FactoredForward&, DType, int64_t begin, int64_t end);
   void (*factored_sums)(const FactoredBackward&, DType, int64_t begin, int64_t end);

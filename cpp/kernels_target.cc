@@ -3,6 +3,7 @@
 #include "arcs_backward.h"
 #include "arcs_forward.h"
 #include "banded_kernels.h"
+#include "best_duration_path_kernel.h"
 #include "best_path_kernels.h"
 #include "duration_lattice.h"
 #include "factored_backward.h"
@@ -97,6 +98,12 @@ void best_path(const BestPath& p, DType dtype, int64_t begin, int64_t end) {
   });
 }
 
+void best_duration_path(const BestDurationPath& p, DType dtype, int64_t begin, int64_t end) {
+  for_each_recursion(dtype, begin, end, [&](auto real, int64_t item) {
+    best_duration_path_utterance<decltype(real)>(p, item);
+  });
+}
+
 // `run(in, item)` for all of them, `in` of the storage type.
 template <class Run>
 void for_each_item(DType dtype, int64_t begin, int64_t end, Run run) {
@@ -141,6 +148,7 @@ const Kernels& kernels() {
                                  banded_lattice,
                                  duration_lattice,
                                  best_path,
+                                 best_duration_path,
                                  factored_positions,
                                  factored_frames,
                                  factored_sums,

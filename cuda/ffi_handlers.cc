@@ -90,6 +90,13 @@ constexpr auto packed_best_path = [](cudaStream_t stream, auto... operands) -> f
   return error_of(cuda::best_path(p, dtype, stream));
 };
 
+constexpr auto best_duration_path = [](cudaStream_t stream, auto... operands) -> ffi::Error {
+  BestDurationPath p;
+  DType dtype;
+  JAX_RNNT_RETURN_IF_ERROR(decode(p, dtype, operands...));
+  return error_of(cuda::best_duration_path(p, dtype, stream));
+};
+
 constexpr auto factored_fwd = [](cudaStream_t stream, auto... operands) -> ffi::Error {
   FactoredForward p;
   DType dtype;
@@ -136,6 +143,8 @@ XLA_FFI_DEFINE_HANDLER(duration_lattice_score_handler, duration_lattice,
 XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Stream>(),
                        kTraits);
+XLA_FFI_DEFINE_HANDLER(best_duration_path_handler, best_duration_path,
+                       best_duration_path_signature<Stream>(), kTraits);
 XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Stream>(),
                        kTraits);
 XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Stream>(),
@@ -162,6 +171,7 @@ std::vector<NamedHandler> handlers() {
       {"jax_rnnt_duration_lattice_score", duration_lattice_score_handler},
       {"jax_rnnt_best_path", best_path_handler},
       {"jax_rnnt_packed_best_path", packed_best_path_handler},
+      {"jax_rnnt_best_duration_path", best_duration_path_handler},
       {"jax_rnnt_factored_fwd", factored_fwd_handler},
       {"jax_rnnt_factored_bwd", factored_bwd_handler},
       {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},

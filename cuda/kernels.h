@@ -14,6 +14,7 @@ cudaError_t lattice(const Lattice& params, DType dtype, cudaStream_t stream);
 cudaError_t banded_lattice(const BandedLattice& params, DType dtype, cudaStream_t stream);
 cudaError_t duration_lattice(const DurationLattice& params, DType dtype, cudaStream_t stream);
 cudaError_t best_path(const BestPath& params, DType dtype, cudaStream_t stream);
+cudaError_t best_duration_path(const BestDurationPath& params, DType dtype, cudaStream_t stream);
 cudaError_t factored_forward(const FactoredForward& params, DType dtype, cudaStream_t stream);
 cudaError_t factored_backward(const FactoredBackward& params, DType dtype, cudaStream_t stream);
 cudaError_t row_sums(const RowSums& params, DType dtype, cudaStream_t stream);

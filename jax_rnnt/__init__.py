@@ -17,7 +17,11 @@ from .label_windows import label_windows_from_frames
 from .lengths import lengths_from_paddings
 from .linear_joint import LinearDurationJoint, LinearJoint
 from .losses import rnnt_loss, rnnt_loss_from_arcs
-from .multi_blank import rnnt_loss_multi_blank, rnnt_loss_multi_blank_joint
+from .multi_blank import (
+    rnnt_align_multi_blank,
+    rnnt_loss_multi_blank,
+    rnnt_loss_multi_blank_joint,
+)
 from .packed import rnnt_loss_packed, rnnt_loss_packed_from_arcs
 from .packed_alignment import (
     expected_emission_frames_packed,
@@ -30,8 +34,8 @@ from .prune_ranges import get_rnnt_prune_ranges
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruned_loss import rnnt_loss_pruned
 from .pruning import do_rnnt_pruning
-from .tdt import rnnt_loss_tdt, rnnt_loss_tdt_joint
-from .types import Alignment, BestLabels, Posteriors
+from .tdt import rnnt_align_tdt, rnnt_loss_tdt, rnnt_loss_tdt_joint
+from .types import Alignment, BestLabels, DurationAlignment, Posteriors
 
 __version__ = _version("jax-rnnt")
 
@@ -39,6 +43,7 @@ __all__ = [
     "Alignment",
     "BestLabels",
     "Decoded",
+    "DurationAlignment",
     "LinearDurationJoint",
     "LinearJoint",
     "Posteriors",
@@ -59,10 +64,12 @@ __all__ = [
     "packed_size",
     "rnnt_align",
     "rnnt_align_from_arcs",
+    "rnnt_align_multi_blank",
     "rnnt_align_packed",
     "rnnt_align_packed_from_arcs",
     "rnnt_align_pruned",
     "rnnt_align_simple",
+    "rnnt_align_tdt",
     "rnnt_arcs",
     "rnnt_best_labels",
     "rnnt_best_labels_packed",

@@ -49,7 +49,7 @@ def duration_lattice(
       twice `(*batch, T, U+1)`, and `(*batch, D, T, U+1)`, of both arcs. The log-likelihood is -inf
       without a complete path and NaN for bad input; the posteriors are then zero.
     """
-    fronts = _Fronts(blank, label, duration, bounds, durations, labels_stay)
+    fronts = DurationFronts(blank, label, duration, bounds, durations, labels_stay)
     likelihood, alphas = fronts.forward()
     score = fronts.score(likelihood)
     finite = jnp.isfinite(score)[..., None, None]
@@ -69,7 +69,7 @@ def duration_lattice_score(
     labels_stay: bool,
 ) -> jax.Array:
     """The log-likelihood of `duration_lattice` alone, `(*batch,)`."""
-    fronts = _Fronts(blank, label, duration, bounds, durations, labels_stay)
+    fronts = DurationFronts(blank, label, duration, bounds, durations, labels_stay)
     return fronts.score(fronts.forward()[0])
 
 
@@ -83,7 +83,7 @@ class _Front(NamedTuple):
     frames_left: jax.Array  # (n, *batch, W)
 
 
-class _Fronts:
+class DurationFronts:
     """Nodes (t, u) by front t + u and label position u."""
 
     def __init__(
@@ -159,7 +159,7 @@ class _Fronts:
                 later[d] = extended.add(later[d], moved)
             later[0] = extended.normalise_each(later[0])
             here = (self.end == front.n + 1) & self.at_end
-            end = Extended(*(x + _only_one(here, y) for x, y in zip(end, later[0], strict=True)))
+            end = Extended(*(x + only_one(here, y) for x, y in zip(end, later[0], strict=True)))
             return (tuple(later), end), row
 
         rows = (self.dead_row,) * (self.durations[-1] + 1)
@@ -208,7 +208,7 @@ def _is_bad(log_prob: jax.Array) -> jax.Array:
     return ~(log_prob <= extended.EXCESSIVE_LOG_PROB)
 
 
-def _only_one(here: jax.Array, row: jax.Array) -> jax.Array:
+def only_one(here: jax.Array, row: jax.Array) -> jax.Array:
     """The number of a row that is here; 0 if there is none."""
     return jnp.sum(jnp.where(here, row, 0), axis=-1, dtype=row.dtype)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from . import (
     banded_reference,
+    best_duration_path_reference,
     best_path_reference,
     duration_reference,
     lattice_reference,
@@ -18,7 +19,7 @@ from . import (
 )
 from ._native import duration_ops, ops
 from .implementation import chosen
-from .types import Alignment, Implementation, LatticeOptions, Posteriors
+from .types import Alignment, DurationAlignment, Implementation, LatticeOptions, Posteriors
 
 
 def _params(options: LatticeOptions) -> dict[str, Any]:
@@ -104,6 +105,18 @@ def duration_lattice_score(
         duration_ops.duration_lattice_score,
     )
     return op(*operands, **params)
+
+
+def best_duration_path(
+    implementation: Implementation, *operands: jax.Array, **params: Any
+) -> DurationAlignment:
+    """The best path through arcs with durations."""
+    op = chosen(
+        implementation,
+        best_duration_path_reference.best_duration_path,
+        duration_ops.best_duration_path,
+    )
+    return DurationAlignment(*op(*operands, **params))
 
 
 def banded_lattice(

@@ -1,4 +1,4 @@
-"""The losses of multi-blank transducers: from logits, and from a joint network."""
+"""Multi-blank transducers: losses of logits and of a joint network, best alignments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from . import validation, validation_durations
 from .bounds import Sizes, Utterances
 from .joint_function import JointCallable
 from .joint_loss import JointOperands, loss_of_joint
-from .transducers import MultiBlankTransducer, loss_of_scores
-from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
+from .transducers import MultiBlankTransducer, alignment_of_scores, loss_of_scores
+from .types import Alignment, ArcsOptions, Array, Implementation, LatticeOptions, Reduction
 
 
 def rnnt_loss_multi_blank(
@@ -154,6 +154,59 @@ def rnnt_loss_multi_blank_joint(
     )
     reduction = validation.reduction_of(reduction)
     return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)
+
+
+def rnnt_align_multi_blank(
+    logits: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    big_blank_ids: Sequence[int],
+    big_blank_durations: Sequence[int],
+    sigma: float = 0.0,
+    blank_id: int = 0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> Alignment:
+    """The most probable alignment of the labels to a multi-blank transducer's frames.
+
+    The Viterbi recursion over the lattice of `rnnt_loss_multi_blank`. Beside the log-probabilities
+    of the arcs, memory is a plane of scores and a byte for each cell.
+
+    Args:
+      logits, labels, logit_lengths, label_lengths, big_blank_ids, big_blank_durations, blank_id,
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_multi_blank`.
+      sigma, delay_penalty: as in `rnnt_loss_multi_blank`; they are part of the score.
+
+    Returns:
+      As `rnnt_align`; of equally probable alignments it is one.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_multi_blank`.
+    """
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    logits = validation.float_scores("logits", logits)
+    utterances, transducer = _checked(
+        validation.sizes_of("logits", logits.shape, 3),
+        utterances,
+        ArcsOptions(blank_id, implementation=implementation),
+        LatticeOptions(delay_penalty=delay_penalty, implementation=implementation),
+        (big_blank_ids, big_blank_durations),
+        sigma,
+        check,
+    )
+    return Alignment(*alignment_of_scores(transducer, (logits,), utterances)[:2])
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""The losses of the Token-and-Duration Transducer: from scores, and from its joint network."""
+"""The Token-and-Duration Transducer: losses of scores and of a joint network, best alignments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from . import validation, validation_durations
 from .bounds import Sizes, Utterances
 from .joint_function import DurationJointCallable
 from .joint_loss import JointOperands, loss_of_joint
-from .transducers import TokenAndDurationTransducer, loss_of_scores
-from .types import ArcsOptions, Array, Implementation, LatticeOptions, Reduction
+from .transducers import TokenAndDurationTransducer, alignment_of_scores, loss_of_scores
+from .types import (
+    ArcsOptions,
+    Array,
+    DurationAlignment,
+    Implementation,
+    LatticeOptions,
+    Reduction,
+)
 
 
 def rnnt_loss_tdt(
@@ -74,11 +81,7 @@ def rnnt_loss_tdt(
       TypeError, ValueError, NotImplementedError: as `rnnt_loss`; also for `duration_logits` of
         another shape than `logits`, up to the last dimension, and for bad `durations`.
     """
-    # First what tells that scores of tokens and of durations are in one array.
-    logits = validation.float_scores("logits", logits)
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    durations = validation_durations.increasing_durations(durations)
-    duration_logits = validation_durations.duration_scores(duration_logits, logits, len(durations))
+    scores, sizes, durations = _checked_scores(logits, duration_logits, durations)
     utterances = Utterances(
         labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
@@ -94,7 +97,7 @@ def rnnt_loss_tdt(
         check,
     )
     reduction = validation.reduction_of(reduction)
-    return loss_of_scores(transducer, (logits, duration_logits), utterances, reduction)
+    return loss_of_scores(transducer, scores, utterances, reduction)
 
 
 def rnnt_loss_tdt_joint(
@@ -167,6 +170,77 @@ def rnnt_loss_tdt_joint(
     )
     reduction = validation.reduction_of(reduction)
     return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)
+
+
+def rnnt_align_tdt(
+    logits: Array,
+    duration_logits: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    durations: Sequence[int] = (0, 1, 2, 3, 4),
+    sigma: float = 0.0,
+    blank_id: int = 0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> DurationAlignment:
+    """The most probable alignment of the labels to a Token-and-Duration Transducer's frames.
+
+    The Viterbi recursion over the lattice of `rnnt_loss_tdt`. Beside the log-probabilities of arcs
+    and durations, memory is a plane of scores and a byte for each cell.
+
+    Args:
+      logits, duration_logits, labels, logit_lengths, label_lengths, durations, blank_id,
+        logit_begins, label_begins, label_windows, where, implementation, check: as in
+        `rnnt_loss_tdt`.
+      sigma, delay_penalty: as in `rnnt_loss_tdt`; they are part of the score.
+
+    Returns:
+      `DurationAlignment(score, frames, durations)`: log-probabilities `(*batch,)` in float32
+      (float64 for float64 `logits`), never above minus the loss but by rounding; for each label the
+      frame in which it is emitted, counted from the first one of `logits`, and the duration that is
+      taken with it, `(*batch, U)` int32. All are constants to differentiation. Of equally probable
+      alignments it is one.
+
+      The score is -inf without any alignment, and NaN where the loss is; then, as in padding and
+      for utterances that `where` leaves out (score 0), frames and durations are -1.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_tdt`.
+    """
+    scores, sizes, durations = _checked_scores(logits, duration_logits, durations)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, transducer = _checked(
+        sizes,
+        utterances,
+        ArcsOptions(blank_id, implementation=implementation),
+        LatticeOptions(delay_penalty=delay_penalty, implementation=implementation),
+        durations,
+        sigma,
+        check,
+    )
+    return alignment_of_scores(transducer, scores, utterances)
+
+
+def _checked_scores(
+    logits: Any, duration_logits: Any, durations: Any
+) -> tuple[tuple[jax.Array, jax.Array], Sizes, tuple[int, ...]]:
+    """First what tells that scores of tokens and of durations are in one array."""
+    logits = validation.float_scores("logits", logits)
+    sizes = validation.sizes_of("logits", logits.shape, 3)
+    durations = validation_durations.increasing_durations(durations)
+    duration_logits = validation_durations.duration_scores(duration_logits, logits, len(durations))
+    return (logits, duration_logits), sizes, durations
 
 
 def _checked(

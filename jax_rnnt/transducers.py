@@ -20,6 +20,7 @@ from .arcs import arcs_bwd, arcs_fwd
 from .bounds import Utterances, cells_inside
 from .label_windows import only_allowed
 from .lattice import (
+    best_duration_path,
     duration_lattice,
     duration_lattice_score,
     gradient_weights,
@@ -30,7 +31,7 @@ from .lattice_reference import with_delay_penalty
 from .numerics import accumulator_dtype, log_denominator, log_ratio
 from .operands import dense_operands
 from .reduction import negative, reduce_losses
-from .types import ArcsOptions, LatticeOptions, Reduction
+from .types import ArcsOptions, DurationAlignment, LatticeOptions, Reduction
 
 Scores = tuple[jax.Array, ...]
 """`(*batch, T, U+1, ...)`: logits, and what else the joint network returns for a cell."""
@@ -201,6 +202,11 @@ class DurationTransducer(Transducer):
         )
         weights = gradient_weights(self.lattice, posteriors)
         return log_likelihood, Weights(*weights, self.of_choices(durations))
+
+    def best_path(self, arcs: Arcs, bounds: jax.Array, mask: jax.Array | None) -> DurationAlignment:
+        """The most probable alignments."""
+        operands = *self.factors(arcs, bounds, mask), bounds
+        return best_duration_path(self.arcs.implementation, *operands, **self.lattice_params)
 
     def _label(self, arcs: Arcs, bounds: jax.Array, mask: jax.Array | None) -> jax.Array:
         label = self._under_normalised(arcs.label)
@@ -374,6 +380,18 @@ def loss_of_scores(
     blanks = transducer.arcs.blank_id, transducer.other_blanks
     loss: Any = _loss(transducer, *dense_operands(scores, sizes, utterances, *blanks))
     return reduce_losses(loss, reduction, utterances.where)
+
+
+@partial(jax.jit, static_argnames=("transducer",))
+def alignment_of_scores(
+    transducer: DurationTransducer, scores: Scores, utterances: Utterances
+) -> DurationAlignment:
+    """The best alignment of arguments that have been checked."""
+    scores = lax.stop_gradient(scores)
+    sizes = validation.sizes_of("logits", scores[0].shape, 3)
+    blanks = transducer.arcs.blank_id, transducer.other_blanks
+    scores, labels, bounds, mask = dense_operands(scores, sizes, utterances, *blanks)
+    return transducer.best_path(transducer.log_probs(scores, labels, bounds), bounds, mask)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

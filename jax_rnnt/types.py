@@ -43,6 +43,19 @@ class Alignment(NamedTuple):
     frames: jax.Array
 
 
+class DurationAlignment(NamedTuple):
+    """The best alignment of each utterance, with arcs that have durations.
+
+    Attributes:
+      score, frames: as of `Alignment`.
+      durations: `(*batch, U)` int32: how many frames the label's arc takes; -1 as in `frames`.
+    """
+
+    score: jax.Array
+    frames: jax.Array
+    durations: jax.Array
+
+
 class BestLabels(NamedTuple):
     """The best labels of each utterance, and the alignment that emits them.
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "banded_kernels.h"
+#include "best_duration_path_kernel.h"
 #include "best_path_kernels.h"
 #include "duration_lattice.h"
 #include "lattice_kernels.h"
@@ -175,6 +176,21 @@ std::string results_with_durations(DurationLattice p, int64_t plane, bool with_p
 }
 
 template <class T>
+std::string best_paths_with_durations(BestDurationPath p, int64_t plane, T garbage) {
+  DurationLattice& lattice = p.lattice;
+  std::vector<T> score(lattice.batch, garbage), workspace(plane, garbage);
+  std::vector<uint8_t> arrivals(plane, std::isnan(garbage) ? 255 : 7);
+  const int32_t none = std::isnan(garbage) ? -7 : 7;
+  std::vector<int32_t> label_frames(lattice.batch * (lattice.cells - 1), none);
+  std::vector<int32_t> label_durations = label_frames;
+  lattice.log_likelihood = score.data(), lattice.workspace = workspace.data();
+  p.arrivals = arrivals.data();
+  p.label_frames = label_frames.data(), p.label_durations = label_durations.data();
+  for (int64_t b = 0; b < lattice.batch; ++b) best_duration_path_utterance<T>(p, b);
+  return bytes_of(score, label_frames, label_durations);
+}
+
+template <class T>
 void run_durations() {
   DurationLattice p{};
   p.batch = 1 + up_to(2), p.frames = up_to(40), p.cells = 1 + up_to(50);
@@ -190,6 +206,9 @@ void run_durations() {
   const bool with_posteriors = plane > 0 && one_in(2);
   check_same(p, results_with_durations<T>(p, plane, with_posteriors, T(NAN)),
              results_with_durations<T>(p, plane, with_posteriors, T(7)));
+  const BestDurationPath best{.lattice = p};
+  check_same(p, best_paths_with_durations<T>(best, plane, T(NAN)),
+             best_paths_with_durations<T>(best, plane, T(7)));
 }
 
 // Those of bands that go with an utterance's labels, or anywhere.

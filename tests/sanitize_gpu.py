@@ -26,7 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rnnt._native.duration_ops import duration_lattice, duration_lattice_score
+from jax_rnnt._native.duration_ops import (
+    best_duration_path,
+    duration_lattice,
+    duration_lattice_score,
+)
 from jax_rnnt._native.factored_ops import factored_bwd, factored_fwd, smoothed_bwd, smoothed_fwd
 from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
@@ -158,9 +162,9 @@ def duration_cases() -> Iterator[Case]:
             for dtype in (np.float32, np.float64):
                 planes = -rng.exponential(size=(2, len(bounds), T, U + 1)).astype(dtype)
                 duration = -rng.exponential(size=shape).astype(dtype)
-                for op in (duration_lattice, duration_lattice_score):
+                params = {"durations": durations, "labels_stay": labels_stay}
+                for op in (duration_lattice, duration_lattice_score, best_duration_path):
                     what = f"{op.__name__} {np.dtype(dtype).name} T={T} U={U} {durations}"
-                    params = {"durations": durations, "labels_stay": labels_stay}
                     function = partial(op, **params, native=True)
                     yield what, function, (*planes, duration, bounds)
 

@@ -144,6 +144,12 @@ def test_durations(batch: Batch) -> None:
         names = "jax_rnnt_arcs_fwd", "jax_rnnt_duration_lattice", "jax_rnnt_arcs_bwd"
         assert_kernels_alone(text, *names)
 
+    def align(*scores: Any) -> Any:
+        return tuple(jax_rnnt.rnnt_align_tdt(*scores, batch.labels, durations=(0, 1, 2)))
+
+    names = "jax_rnnt_arcs_fwd", "jax_rnnt_best_duration_path"
+    assert_kernels_alone(lowered_for_cuda(align, *scores), *names)
+
 
 @needs_kernels
 @pytest.mark.parametrize("name", ["factored", "smoothed"])

@@ -51,6 +51,13 @@ def score_of_best_path(logits: jax.Array, **options: Any) -> jax.Array:
     return jax_rnnt.rnnt_align(logits, LABELS, **options).score
 
 
+def score_of_best_duration_path(
+    logits: jax.Array, duration_logits: jax.Array, **options: Any
+) -> jax.Array:
+    options["durations"] = tuple(range(duration_logits.shape[-1]))
+    return jax_rnnt.rnnt_align_tdt(logits, duration_logits, LABELS, **options).score
+
+
 def smoothed(am: jax.Array, lm: jax.Array, **options: Any) -> jax.Array:
     scales = {"lm_only_scale": 0.2, "am_only_scale": 0.1}
     return jax_rnnt.rnnt_loss_smoothed(am, lm, LABELS, **scales, **options)
@@ -71,6 +78,9 @@ CASES = {
         (BY_CLASS,),
     ),
     "align": Case(score_of_best_path, (ROWS,), (BY_CLASS,)),
+    "align with durations": Case(
+        score_of_best_duration_path, (ROWS, (B, T, U + 1, 4)), (BY_CLASS, BY_CLASS)
+    ),
     "simple": Case(
         lambda am, lm, **k: jax_rnnt.rnnt_loss_simple(am, lm, LABELS, **k), HALVES, IN_HALVES
     ),

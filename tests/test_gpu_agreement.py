@@ -29,7 +29,11 @@ from packed_cases import PackedBatch, packed_function, random_packed
 from pruned_cases import TOPOLOGIES as PRUNED_TOPOLOGIES
 
 import jax_rnnt
-from jax_rnnt._native.duration_ops import duration_lattice, duration_lattice_score
+from jax_rnnt._native.duration_ops import (
+    best_duration_path,
+    duration_lattice,
+    duration_lattice_score,
+)
 from jax_rnnt._native.row_ops import row_sums
 from jax_rnnt.arcs import arcs_bwd, arcs_fwd
 from jax_rnnt.lattice import (
@@ -265,12 +269,15 @@ def test_bands(places: tuple[jax.Device, jax.Device], topology: Any, dtype: Any)
         assert_same_bits(op, *jax.device_put(operands, places[1]))
 
 
+each_duration: dict[str, Any] = {
+    "argnames": ("durations", "labels_stay"),
+    "argvalues": [((0, 1, 2, 3, 4), False), ((1, 3), False), ((0, 1, 2, 4, 8), True)],
+    "ids": str,
+}
+
+
 @pytest.mark.parametrize("dtype", WIDE, **dtype_name)
-@pytest.mark.parametrize(
-    ("durations", "labels_stay"),
-    [((0, 1, 2, 3, 4), False), ((1, 3), False), ((0, 1, 2, 4, 8), True)],
-    ids=str,
-)
+@pytest.mark.parametrize(**each_duration)
 def test_durations(
     places: tuple[jax.Device, jax.Device],
     durations: tuple[int, ...],
@@ -295,6 +302,27 @@ def test_durations(
         score = partial(duration_lattice_score, **params)
         assert_numbers_agree(run_on(places[1], score, *operands), cpu[0], promised(dtype))
         assert_same_bits(op, *jax.device_put(operands, places[1]))
+
+
+@pytest.mark.parametrize("dtype", WIDE, **dtype_name)
+@pytest.mark.parametrize(**each_duration)
+def test_best_paths_with_durations(
+    places: tuple[jax.Device, jax.Device],
+    durations: tuple[int, ...],
+    labels_stay: bool,
+    dtype: Any,
+) -> None:
+    """Scores without rounding, so that equally good paths are that everywhere."""
+    rng = np.random.default_rng(2)
+    op = partial(best_duration_path, durations=durations, labels_stay=labels_stay, native=True)
+    for B, T, U in ((6, 7, 5), (40, 90, 37), (3, 300, 400), (5, 20, 0), (2, 5, 1200)):
+        *_, bounds = lattice_operands((B, T, U), dtype, {})
+        planes = -rng.integers(0, 9, (2 + len(durations), B, T, U + 1)) / 4
+        operands = *planes[:2], np.moveaxis(planes[2:], 0, 1)
+        operands = *(x.astype(dtype) for x in operands), bounds
+        cpu, gpu = (run_on(place, op, *operands) for place in places)
+        jax.tree.map(np.testing.assert_array_equal, gpu, cpu)
+        assert np.isfinite(cpu[0]).any()
 
 
 @pytest.mark.parametrize("topology", **each_topology)

@@ -218,15 +218,17 @@ def test_every_loss(name: str, dtype: Any) -> None:
 
 def test_alignments() -> None:
     """As the losses."""
-    logits = array(B, T, U + 1, V, dtype=jnp.bfloat16)
-    rows = array(B * T * (U + 1), V, dtype=jnp.bfloat16)
+    logits = (array(B, T, U + 1, V, dtype=jnp.bfloat16),)
+    rows = (array(B * T * (U + 1), V, dtype=jnp.bfloat16),)
+    pair = *logits, array(B, T, U + 1, 5, dtype=jnp.bfloat16)
     for align, scores, kernel in (
         (jax_rnnt.rnnt_align, logits, "jax_rnnt_best_path"),
         (jax_rnnt.rnnt_align_packed, rows, "jax_rnnt_packed_best_path"),
+        (jax_rnnt.rnnt_align_tdt, pair, "jax_rnnt_best_duration_path"),
     ):
         program = compile_for_gpu(
             lambda *x, align=align: tuple(align(*x)),
-            *(scores, *UTTERANCES),
+            *(*scores, *UTTERANCES),
             thunks=True,
             xla_gpu_graph_min_graph_size=1,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import best_duration_path_reference
 from .. import duration_reference as in_jax
 from .jax_versions import align_varying_axes
 from .ops import known_sizes
@@ -60,6 +61,22 @@ _duration_lattice_score_p = native_primitive(
 )
 
 
+_best_duration_path_p = native_primitive(
+    "jax_rnnt_best_duration_path",
+    core_ndim=2,
+    outputs=lambda blank, *_, **params: [
+        ((), blank.dtype),
+        *[((blank.shape[1] - 1,), np.dtype(np.int32))] * 2,
+    ],
+    fallback=best_duration_path_reference.best_duration_path,
+    attributes=_attributes,
+    workspace=lambda kernels, blank, *_, **params: [
+        (known_sizes(*blank.shape), blank.dtype),  # scores of nodes
+        (blank.shape, np.dtype(np.uint8)),  # the arcs that they come by
+    ],
+)
+
+
 def duration_lattice(
     blank: jax.Array, label: jax.Array, duration: jax.Array, bounds: jax.Array, **params: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -74,3 +91,11 @@ def duration_lattice_score(
     """`duration_reference.duration_lattice_score` by the native kernel."""
     operands = align_varying_axes(blank, label, duration, bounds)
     return _duration_lattice_score_p.bind(*operands, **params)[0]
+
+
+def best_duration_path(
+    blank: jax.Array, label: jax.Array, duration: jax.Array, bounds: jax.Array, **params: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`best_duration_path_reference.best_duration_path` by the native kernel."""
+    operands = align_varying_axes(blank, label, duration, bounds)
+    return tuple(_best_duration_path_p.bind(*operands, **params))
