@@ -31,13 +31,9 @@ if(NOT cuda_architectures)
   endif()
 endif()
 
-nanobind_add_module(_cuda NB_STATIC cuda/module.cc cuda/ffi_handlers.cc
-                    cpp/ffi_calls.cc cpp/banded_calls.cc cpp/packed_calls.cc
-                    cpp/best_path_calls.cc cpp/factored_calls.cc cpp/row_sums_calls.cc
-                    cpp/duration_calls.cc cuda/duration_lattice.cu
-                    cuda/arcs_forward.cu cuda/arcs_backward.cu cuda/lattice.cu
-                    cuda/banded.cu cuda/best_path.cu cuda/best_duration_path.cu
-                    cuda/factored_forward.cu cuda/factored_backward.cu cuda/row_sums.cu)
+file(GLOB device_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cu")
+nanobind_add_module(_cuda NB_STATIC cuda/module.cc cuda/ffi_handlers.cc ${call_sources}
+                                    ${device_sources})
 set_target_properties(_cuda PROPERTIES CUDA_ARCHITECTURES "${cuda_architectures}"
                                        CUDA_RUNTIME_LIBRARY Static
                                        CUDA_STANDARD 17
