@@ -12,13 +12,14 @@ from .decoding import Decoded, greedy_decode
 from .emission import expected_emission_frames, mean_emission_delay
 from .exporting import disabled_export_checks
 from .factored import rnnt_loss_simple, rnnt_loss_smoothed
-from .joint import rnnt_loss_joint
+from .joint import rnnt_align_joint, rnnt_arcs_joint, rnnt_loss_joint
 from .label_windows import label_windows_from_frames
 from .lengths import lengths_from_paddings
 from .linear_joint import LinearDurationJoint, LinearJoint
 from .losses import rnnt_loss, rnnt_loss_from_arcs
 from .multi_blank import (
     rnnt_align_multi_blank,
+    rnnt_align_multi_blank_joint,
     rnnt_loss_multi_blank,
     rnnt_loss_multi_blank_joint,
 )
@@ -34,7 +35,7 @@ from .prune_ranges import get_rnnt_prune_ranges
 from .pruned_joint import rnnt_loss_pruned_joint
 from .pruned_loss import rnnt_loss_pruned
 from .pruning import do_rnnt_pruning
-from .tdt import rnnt_align_tdt, rnnt_loss_tdt, rnnt_loss_tdt_joint
+from .tdt import rnnt_align_tdt, rnnt_align_tdt_joint, rnnt_loss_tdt, rnnt_loss_tdt_joint
 from .types import Alignment, BestLabels, DurationAlignment, Posteriors
 
 __version__ = _version("jax-rnnt")
@@ -64,13 +65,17 @@ __all__ = [
     "packed_size",
     "rnnt_align",
     "rnnt_align_from_arcs",
+    "rnnt_align_joint",
     "rnnt_align_multi_blank",
+    "rnnt_align_multi_blank_joint",
     "rnnt_align_packed",
     "rnnt_align_packed_from_arcs",
     "rnnt_align_pruned",
     "rnnt_align_simple",
     "rnnt_align_tdt",
+    "rnnt_align_tdt_joint",
     "rnnt_arcs",
+    "rnnt_arcs_joint",
     "rnnt_best_labels",
     "rnnt_best_labels_packed",
     "rnnt_best_labels_simple",

@@ -8,7 +8,6 @@ import jax
 
 from . import validation, validation_factored, validation_pruning
 from ._native.jax_versions import align_varying_axes, with_whole_rows
-from .arcs import arcs_fwd
 from .bands import band_arcs_fwd, band_operands
 from .bounds import Utterances, labels_and_bounds
 from .factored import checked_halves
@@ -19,6 +18,7 @@ from .losses import checked_arcs, checked_logits
 from .numerics import accumulator_dtype
 from .operands import dense_operands
 from .pruned_loss import checked_band
+from .transducers import RnnTransducer, alignment_of_scores
 from .types import (
     Alignment,
     ArcsOptions,
@@ -75,14 +75,15 @@ def rnnt_align(
         logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
         where=where,
     )  # fmt: skip
-    checked = checked_logits(
+    logits, utterances, arcs_options, lattice_options = checked_logits(
         logits,
         utterances,
         ArcsOptions(blank_id, normalization, implementation=implementation),
         LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
         check,
     )
-    return _align(*checked)
+    transducer = RnnTransducer(arcs_options, lattice_options)
+    return alignment_of_scores(transducer, (logits,), utterances)
 
 
 def rnnt_align_from_arcs(
@@ -224,22 +225,6 @@ def rnnt_align_pruned(
         check,
     )
     return _align_pruned(logits, ranges, utterances, arcs_options, lattice_options)
-
-
-@partial(jax.jit, static_argnames=("arcs_options", "lattice_options"))
-def _align(
-    logits: jax.Array,
-    utterances: Utterances,
-    arcs_options: ArcsOptions,
-    lattice_options: LatticeOptions,
-) -> Alignment:
-    logits = jax.lax.stop_gradient(logits)
-    sizes = validation.sizes_of("logits", logits.shape, 3)
-    (logits,), labels, bounds, mask = dense_operands(
-        (logits,), sizes, utterances, arcs_options.blank_id
-    )
-    blank, label, _ = arcs_fwd(arcs_options, logits, labels, bounds)
-    return best_path(lattice_options, blank, only_allowed(label, mask), bounds)
 
 
 @partial(jax.jit, static_argnames=("options",))

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from . import validation
 from ._native.jax_versions import align_varying_axes
 from .arcs import arcs_bwd, arcs_fwd
-from .bounds import Utterances, cells_inside, valid_bounds
+from .bounds import Utterances, arcs_inside, valid_bounds
 from .losses import checked_logits
-from .numerics import axis_index
 from .operands import dense_operands
 from .types import ArcsOptions, Array, Implementation, LatticeOptions, Normalization
 
@@ -72,9 +71,30 @@ def _rnnt_arcs(
     sizes = validation.sizes_of("logits", logits.shape, 3)
     (logits,), labels, bounds, _ = dense_operands((logits,), sizes, utterances, options.blank_id)
     arcs: Any = _arcs(options, logits, labels, bounds)
-    valid = valid_bounds(bounds, sizes.T, sizes.U)[..., None, None]
+    return nan_where_bad(arcs, bounds)
+
+
+def nan_where_bad(
+    arcs: tuple[jax.Array, jax.Array], bounds: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """NaN for utterances with bounds out of range."""
+    *_, T, W = arcs[0].shape
+    valid = valid_bounds(bounds, T, W - 1)[..., None, None]
     blank, label = (jnp.where(valid, x, jnp.nan) for x in arcs)
     return blank, label
+
+
+def weights_of(
+    cotangents: tuple[jax.Array, jax.Array], bounds: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """The posteriors and the cotangents `(*batch,)` of a loss that has the gradient of arcs with
+    these cotangents."""
+    *_, T, W = cotangents[0].shape
+    blank, label = (
+        jnp.where(inside, x, 0)
+        for inside, x in zip(arcs_inside(bounds, T, W, W - 1), cotangents, strict=True)
+    )
+    return (blank, label), jnp.full_like(bounds[..., 0], -1, blank.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -92,17 +112,8 @@ def _arcs_fwd(options, logits, labels, bounds):
 
 def _arcs_bwd(options, residuals, cotangents):
     logits, labels, bounds, denominators = residuals
-    *_, T, W, _ = logits.shape
-    inside = cells_inside(bounds, T, W, W - 1)
-    u = axis_index(inside.ndim, -1, W)
-    has_label = inside & (u < bounds[..., 3, None, None])
-    weights = (
-        jnp.where(arcs, cotangent, 0)
-        for arcs, cotangent in zip((inside, has_label), cotangents, strict=True)
-    )
-    # `arcs_bwd` is for a loss, which has the opposite sign.
-    sign = jnp.full_like(bounds[..., 0], -1, denominators.dtype)
-    operands = align_varying_axes(logits, labels, denominators, *weights, sign)
+    weights, of_loss = weights_of(cotangents, bounds)
+    operands = align_varying_axes(logits, labels, denominators, *weights, of_loss)
     return arcs_bwd(options, *operands), None, None
 
 

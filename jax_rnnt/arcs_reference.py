@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .bounds import cells_inside
+from .bounds import arcs_inside
 from .numerics import accumulator_dtype, axis_index, log_denominator, log_ratio
 from .types import Normalization
 
@@ -41,7 +41,7 @@ def arcs_fwd(
     """
     *_, T, W, V = logits.shape
     dtype = accumulator_dtype(logits.dtype)
-    inside = cells_inside(bounds, T, W, labels.shape[-1])
+    inside, has_label = arcs_inside(bounds, T, W, labels.shape[-1])
     x = jnp.where(inside[..., None], logits.astype(dtype), 0)
     label_ids = _label_ids(labels, W, V)
     blank_score = x[..., blank_id]
@@ -62,8 +62,6 @@ def arcs_fwd(
         blank = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(z))
         label = log_ratio(label_score, top, log_sum)
         label = jnp.where(bad, jnp.nan, jax.nn.log_sigmoid(-z) + label)
-    u = axis_index(inside.ndim, -1, W)
-    has_label = inside & (u < bounds[..., 3, None, None])
     return (
         jnp.where(inside, blank, -jnp.inf),
         jnp.where(has_label, label, -jnp.inf),

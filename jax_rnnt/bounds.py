@@ -176,6 +176,12 @@ def cells_inside(bounds: jax.Array, T: int, W: int, num_labels: int) -> jax.Arra
     return inside & valid_bounds(bounds, T, num_labels)[..., None, None]
 
 
+def arcs_inside(bounds: jax.Array, T: int, W: int, num_labels: int) -> tuple[jax.Array, jax.Array]:
+    """Cells of valid utterances that have a blank arc, and a label arc, `(*batch, T, U+1)` bool."""
+    inside = cells_inside(bounds, T, W, num_labels)
+    return inside, inside & (axis_index(inside.ndim, -1, W) < bounds[..., 3, None, None])
+
+
 def rows_inside(bounds: jax.Array, T: int, W: int) -> tuple[jax.Array, jax.Array]:
     """Frames `(*batch, T)` and label positions `(*batch, U+1)` of valid utterances."""
     valid = valid_bounds(bounds, T, W - 1)[..., None]

@@ -1,4 +1,4 @@
-"""The exact loss straight from a joint network, a tile of cells at a time."""
+"""Loss, best alignment and arcs straight from a joint network, a tile of cells at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import jax
 
 from . import validation
 from .bounds import Utterances
+from .joint_arcs import alignment_of_joint, arcs_of_joint
 from .joint_function import JointCallable
-from .joint_loss import JointOperands, loss_of_joint
+from .joint_loss import loss_of_joint
+from .joint_operands import JointOperands
 from .transducers import RnnTransducer
 from .types import (
+    Alignment,
     ArcsOptions,
     Array,
     Implementation,
@@ -108,3 +111,113 @@ def rnnt_loss_joint(
     transducer = RnnTransducer(arcs_options, lattice_options)
     reduction = validation.reduction_of(reduction)
     return loss_of_joint(transducer, joint, utterances, rows_per_tile, reduction)
+
+
+def rnnt_align_joint(
+    joint_fn: JointCallable,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    rows_per_tile: int | None = None,
+    blank_id: int = 0,
+    topology: Topology = "regular",
+    normalization: Normalization = "softmax",
+    final_blank: bool = False,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> Alignment:
+    """The most probable alignment, from a joint network whose logits are never stored.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn, params, encoder_out, predictor_out, rows_per_tile: as in `rnnt_loss_joint`.
+      labels, logit_lengths, label_lengths, blank_id, topology, normalization, final_blank,
+        delay_penalty, logit_begins, label_begins, label_windows, where, implementation, check: as
+        in `rnnt_align`.
+
+    Returns:
+      As `rnnt_align`.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_joint`.
+    """
+    joint = JointOperands.checked(joint_fn, params, encoder_out, predictor_out)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        joint.sizes,
+        utterances,
+        ArcsOptions(blank_id, normalization, implementation=implementation),
+        LatticeOptions(topology, final_blank, delay_penalty, implementation=implementation),
+        check,
+    )
+    transducer = RnnTransducer(arcs_options, lattice_options)
+    return alignment_of_joint(transducer, joint, utterances, rows_per_tile)
+
+
+def rnnt_arcs_joint(
+    joint_fn: JointCallable,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    rng: jax.Array | None = None,
+    rows_per_tile: int | None = None,
+    blank_id: int = 0,
+    normalization: Normalization = "softmax",
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of the blank and the label arc of each cell, from a joint network.
+
+    `rnnt_arcs` of `joint_fn`'s logits for all pairs of a frame and a label position, which are
+    computed some cells at a time, and once more in the backward pass: for posteriors, or a loss of
+    one's own, with the memory of `rnnt_loss_joint`. Where the loss is one of the library's, the
+    latter is faster: it knows which cells have no weight before it computes them again.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn, params, encoder_out, predictor_out, rng, rows_per_tile: as in `rnnt_loss_joint`.
+      labels, logit_lengths, label_lengths, blank_id, normalization, logit_begins, label_begins,
+        where, implementation, check: as in `rnnt_arcs`.
+
+    Returns:
+      As `rnnt_arcs`. Gradients as in `rnnt_loss_joint`.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_joint`.
+    """
+    joint = JointOperands.checked(joint_fn, params, encoder_out, predictor_out, rng)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, where=where,
+    )  # fmt: skip
+    utterances, arcs_options, lattice_options = validation.checked_arguments(
+        joint.sizes,
+        utterances,
+        ArcsOptions(blank_id, normalization, None, implementation),
+        LatticeOptions(),
+        check,
+    )
+    transducer = RnnTransducer(arcs_options, lattice_options)
+    return arcs_of_joint(transducer, joint, utterances, rows_per_tile)

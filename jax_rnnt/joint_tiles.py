@@ -55,16 +55,23 @@ class JointOptions:
         return replace(grid, boxes_per_tile=boxes)
 
 
-def joint_arcs(
-    options: JointOptions,
-    variables: list[jax.Array],
-    constants: list[jax.Array],
-    encoder: jax.Array,
-    predictor: jax.Array,
-    ints: IntegerOperands,
-) -> Arcs:
-    """Those of the logits for all pairs of a frame and a label position."""
-    operands, structure = jax.tree.flatten((encoder, predictor, ints))
+class TiledOperands(NamedTuple):
+    """A joint network's arrays, and what it joins."""
+
+    variables: list[jax.Array]
+    constants: list[jax.Array]
+    encoder: jax.Array  # (*batch, T, D1)
+    predictor: jax.Array  # (*batch, U+1, D2)
+    ints: IntegerOperands
+
+
+def joint_arcs(options: JointOptions, tiled: TiledOperands) -> Arcs:
+    """Those of the logits for all pairs of a frame and a label position.
+
+    Any where no alignment passes.
+    """
+    variables, constants, *of_utterances = tiled
+    operands, structure = jax.tree.flatten(of_utterances)
     num_operands, num_variables = len(operands), len(variables)
 
     def function(*args: jax.Array) -> tuple[jax.Array, ...]:
@@ -73,35 +80,40 @@ def joint_arcs(
         return _arcs_of_tiles(parts, *structure.unflatten(utterances))
 
     shared = (*variables, *constants)
-    return Arcs(*per_shard(function, encoder.ndim - 2, *operands, shared=shared))
+    return Arcs(*per_shard(function, tiled.encoder.ndim - 2, *operands, shared=shared))
 
 
 def joint_gradients(
     options: JointOptions,
-    variables: list[jax.Array],
-    constants: list[jax.Array],
-    encoder: jax.Array,
-    predictor: jax.Array,
-    ints: IntegerOperands,
+    tiled: TiledOperands,
     denominators: jax.Array,
     choices: jax.Array | None,
     weights: Weights,
     cotangents: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Gradients by the encoder's and the predictor's output, then by each variable."""
+    negligible: float,
+) -> TiledOperands:
+    """Gradients of `cotangents * loss` by the operands; None of integers and constants.
+
+    Boxes of cells with no weight above what is `negligible` are left out.
+    """
+    variables, constants, *of_utterances = tiled
     operands, structure = jax.tree.flatten(
-        (encoder, predictor, ints, denominators, choices, weights, cotangents)
+        (*of_utterances, denominators, choices, weights, cotangents)
     )
     num_operands, num_variables = len(operands), len(variables)
 
     def function(*args: jax.Array, num_groups: int = 1) -> tuple[jax.Array, ...]:
         utterances, shared = args[:num_operands], args[num_operands:]
         parts = _Parts(options, shared[:num_variables], shared[num_variables:])
-        return _gradients_of_tiles(parts, num_groups, *structure.unflatten(utterances))
+        return _gradients_of_tiles(parts, num_groups, negligible, *structure.unflatten(utterances))
 
     shared = (*variables, *constants)
     operands = align_varying_axes(*operands, *shared)[:num_operands]
-    return per_shard(function, encoder.ndim - 2, *operands, shared=shared, num_sums=num_variables)
+    d_encoder, d_predictor, *d_variables = per_shard(
+        function, tiled.encoder.ndim - 2, *operands, shared=shared, num_sums=num_variables
+    )
+    no_gradients: Any = None
+    return TiledOperands(d_variables, no_gradients, d_encoder, d_predictor, no_gradients)
 
 
 class _Parts(NamedTuple):
@@ -193,6 +205,7 @@ def _as_results(arcs: Arcs) -> tuple[jax.Array, ...]:
 def _gradients_of_tiles(
     parts: _Parts,
     num_groups: int,
+    negligible: float,
     encoder: jax.Array,
     predictor: jax.Array,
     ints: IntegerOperands,
@@ -209,8 +222,8 @@ def _gradients_of_tiles(
         return jnp.zeros_like(encoder), jnp.zeros_like(predictor), *sums
     rows = [varying_zeros(for_sums(x)) for x in (encoder, predictor)]
     gradient_dtype = options.joint.gradient_dtype(options.encoder_dtype, options.predictor_dtype)
-    smallest = jnp.finfo(options.arcs_dtype).eps ** 2
-    visited = grid.with_any((weights.blank > smallest) | (weights.label > smallest))
+    weighty = ~((abs(weights.blank) <= negligible) & (abs(weights.label) <= negligible))
+    visited = grid.with_any(weighty)
     tiles = grid.tiles(visited, num_groups)
 
     def one_tile(index: jax.Array, gradients: Any) -> Any:

@@ -9,8 +9,10 @@ import jax
 
 from . import validation, validation_durations
 from .bounds import Sizes, Utterances
+from .joint_arcs import alignment_of_joint
 from .joint_function import JointCallable
-from .joint_loss import JointOperands, loss_of_joint
+from .joint_loss import loss_of_joint
+from .joint_operands import JointOperands
 from .transducers import MultiBlankTransducer, alignment_of_scores, loss_of_scores
 from .types import Alignment, ArcsOptions, Array, Implementation, LatticeOptions, Reduction
 
@@ -206,7 +208,64 @@ def rnnt_align_multi_blank(
         sigma,
         check,
     )
-    return Alignment(*alignment_of_scores(transducer, (logits,), utterances)[:2])
+    return alignment_of_scores(transducer, (logits,), utterances)
+
+
+def rnnt_align_multi_blank_joint(
+    joint_fn: JointCallable,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    big_blank_ids: Sequence[int],
+    big_blank_durations: Sequence[int],
+    sigma: float = 0.0,
+    rows_per_tile: int | None = None,
+    blank_id: int = 0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> Alignment:
+    """`rnnt_align_multi_blank` from a joint network, without storing its logits.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn, params, encoder_out, predictor_out, rows_per_tile: as in
+        `rnnt_loss_multi_blank_joint`.
+      labels, logit_lengths, label_lengths, big_blank_ids, big_blank_durations, sigma, blank_id,
+        delay_penalty, logit_begins, label_begins, label_windows, where, implementation, check: as
+        in `rnnt_align_multi_blank`.
+
+    Returns:
+      As `rnnt_align_multi_blank`.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_multi_blank_joint`.
+    """
+    joint = JointOperands.checked(joint_fn, params, encoder_out, predictor_out)
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, transducer = _checked(
+        joint.sizes,
+        utterances,
+        ArcsOptions(blank_id, implementation=implementation),
+        LatticeOptions(delay_penalty=delay_penalty, implementation=implementation),
+        (big_blank_ids, big_blank_durations),
+        sigma,
+        check,
+    )
+    return alignment_of_joint(transducer, joint, utterances, rows_per_tile)
 
 
 def _checked(

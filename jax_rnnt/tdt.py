@@ -9,8 +9,10 @@ import jax
 
 from . import validation, validation_durations
 from .bounds import Sizes, Utterances
+from .joint_arcs import alignment_of_joint
 from .joint_function import DurationJointCallable
-from .joint_loss import JointOperands, loss_of_joint
+from .joint_loss import loss_of_joint
+from .joint_operands import JointOperands
 from .transducers import TokenAndDurationTransducer, alignment_of_scores, loss_of_scores
 from .types import (
     ArcsOptions,
@@ -230,6 +232,62 @@ def rnnt_align_tdt(
         check,
     )
     return alignment_of_scores(transducer, scores, utterances)
+
+
+def rnnt_align_tdt_joint(
+    joint_fn: DurationJointCallable,
+    params: Any,
+    encoder_out: Array,
+    predictor_out: Array,
+    labels: Array,
+    logit_lengths: Array | None = None,
+    label_lengths: Array | None = None,
+    *,
+    durations: Sequence[int] = (0, 1, 2, 3, 4),
+    sigma: float = 0.0,
+    rows_per_tile: int | None = None,
+    blank_id: int = 0,
+    delay_penalty: float = 0.0,
+    logit_begins: Array | None = None,
+    label_begins: Array | None = None,
+    label_windows: Array | None = None,
+    where: Array | None = None,
+    implementation: Implementation = "auto",
+    check: bool = True,
+) -> DurationAlignment:
+    """`rnnt_align_tdt` from a joint network, without storing its scores.
+
+    Call it inside `jax.jit`: outside, each call compiles `joint_fn` again.
+
+    Args:
+      joint_fn, params, encoder_out, predictor_out, rows_per_tile: as in `rnnt_loss_tdt_joint`.
+      labels, logit_lengths, label_lengths, durations, sigma, blank_id, delay_penalty, logit_begins,
+        label_begins, label_windows, where, implementation, check: as in `rnnt_align_tdt`.
+
+    Returns:
+      As `rnnt_align_tdt`.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `rnnt_loss_tdt_joint`.
+    """
+    durations = validation_durations.increasing_durations(durations)
+    operands = params, encoder_out, predictor_out
+    joint = JointOperands.checked(joint_fn, *operands, num_durations=len(durations))
+    utterances = Utterances(
+        labels=labels, logit_lengths=logit_lengths, label_lengths=label_lengths,
+        logit_begins=logit_begins, label_begins=label_begins, label_windows=label_windows,
+        where=where,
+    )  # fmt: skip
+    utterances, transducer = _checked(
+        joint.sizes,
+        utterances,
+        ArcsOptions(blank_id, implementation=implementation),
+        LatticeOptions(delay_penalty=delay_penalty, implementation=implementation),
+        durations,
+        sigma,
+        check,
+    )
+    return alignment_of_joint(transducer, joint, utterances, rows_per_tile)
 
 
 def _checked_scores(

@@ -21,6 +21,7 @@ from .bounds import Utterances, cells_inside
 from .label_windows import only_allowed
 from .lattice import (
     best_duration_path,
+    best_path,
     duration_lattice,
     duration_lattice_score,
     gradient_weights,
@@ -31,7 +32,7 @@ from .lattice_reference import with_delay_penalty
 from .numerics import accumulator_dtype, log_denominator, log_ratio
 from .operands import dense_operands
 from .reduction import negative, reduce_losses
-from .types import ArcsOptions, DurationAlignment, LatticeOptions, Reduction
+from .types import Alignment, ArcsOptions, DurationAlignment, LatticeOptions, Reduction
 
 Scores = tuple[jax.Array, ...]
 """`(*batch, T, U+1, ...)`: logits, and what else the joint network returns for a cell."""
@@ -115,6 +116,12 @@ class Transducer(ABC):
         """Log-likelihoods `(*batch,)`, and posteriors as the gradient uses them."""
 
     @abstractmethod
+    def best_path(
+        self, arcs: Arcs, bounds: jax.Array, mask: jax.Array | None
+    ) -> Alignment | DurationAlignment:
+        """The most probable alignments."""
+
+    @abstractmethod
     def gradients(
         self,
         scores: Scores,
@@ -162,6 +169,9 @@ class RnnTransducer(Transducer):
         log_likelihood, posteriors = lattice(self.lattice, *operands)
         return log_likelihood, Weights(*gradient_weights(self.lattice, posteriors))
 
+    def best_path(self, arcs, bounds, mask):
+        return best_path(self.lattice, arcs.blank, only_allowed(arcs.label, mask), bounds)
+
     def gradients(
         self, scores, labels, denominators, choices, weights, cotangents, gradient_dtype=None
     ):
@@ -203,8 +213,7 @@ class DurationTransducer(Transducer):
         weights = gradient_weights(self.lattice, posteriors)
         return log_likelihood, Weights(*weights, self.of_choices(durations))
 
-    def best_path(self, arcs: Arcs, bounds: jax.Array, mask: jax.Array | None) -> DurationAlignment:
-        """The most probable alignments."""
+    def best_path(self, arcs, bounds, mask) -> Alignment | DurationAlignment:
         operands = *self.factors(arcs, bounds, mask), bounds
         return best_duration_path(self.arcs.implementation, *operands, **self.lattice_params)
 
@@ -313,6 +322,10 @@ class MultiBlankTransducer(DurationTransducer):
     def of_choices(self, durations):
         return durations[..., 1:, :, :]  # the first one is the labels'
 
+    def best_path(self, arcs, bounds, mask):
+        score, frames, *_ = super().best_path(arcs, bounds, mask)
+        return Alignment(score, frames)
+
     def gradients(
         self, scores, labels, denominators, choices, weights, cotangents, gradient_dtype=None
     ):
@@ -383,10 +396,8 @@ def loss_of_scores(
 
 
 @partial(jax.jit, static_argnames=("transducer",))
-def alignment_of_scores(
-    transducer: DurationTransducer, scores: Scores, utterances: Utterances
-) -> DurationAlignment:
-    """The best alignment of arguments that have been checked."""
+def alignment_of_scores(transducer: Transducer, scores: Scores, utterances: Utterances) -> Any:
+    """What `transducer.best_path` returns, of arguments that have been checked."""
     scores = lax.stop_gradient(scores)
     sizes = validation.sizes_of("logits", scores[0].shape, 3)
     blanks = transducer.arcs.blank_id, transducer.other_blanks

@@ -16,6 +16,12 @@ B, T, U, V, D = 5, 19, 11, 6, 3
 """Lattices of several boxes, the last ones not full."""
 
 
+DURATIONS = (0, 1, 3)
+BIG_BLANKS = {"big_blank_ids": (V + 1, V), "big_blank_durations": (4, 2)}
+MORE = 3
+"""Scores beside those of the V classes: of durations, or of big blanks, of which two are used."""
+
+
 class Problem(NamedTuple):
     """What the losses are differentiated by, and the rest."""
 
@@ -52,10 +58,39 @@ def random_problem(
     return Problem(variables, normal(batch, frames, D + 1), normal(batch, labels + 1, D), rest)
 
 
+def duration_problem(seed: int, **options: Any) -> Problem:
+    """With more scores for each cell than `random_problem`'s network has."""
+    problem = random_problem(seed, **options)
+    rng = np.random.default_rng(seed)
+    dtype = problem.encoder.dtype
+    out = jnp.asarray(rng.normal(size=(D, V + MORE)), dtype)
+    bias = jnp.asarray(rng.normal(size=V + MORE), dtype)
+    return problem._replace(variables={**problem.variables, "out": out, "bias": bias})
+
+
 def rest_of(batch: Batch) -> dict[str, Array]:
     """Labels and all that describes the utterances."""
     given = {"labels": batch.labels, **batch.lengths._asdict(), "where": batch.where}
     return {name: jnp.asarray(x) for name, x in given.items() if x is not None}
+
+
+def all_scores(variables: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
+    """Of a tanh joiner with V + MORE outputs."""
+    return joint({**variables, **constants()}, encoder, predictor)
+
+
+def pair_of_scores(variables: Any, encoder: jax.Array, predictor: jax.Array) -> Any:
+    scores = all_scores(variables, encoder, predictor)
+    return scores[..., :V], scores[..., V:]
+
+
+def of_all_pairs(function: Any, variables: Any, encoder: jax.Array, predictor: jax.Array) -> Any:
+    """`function` of rows for each pair of a frame and a label position."""
+    cells = (*encoder.shape[:-1], predictor.shape[-2])
+    frames = jnp.broadcast_to(encoder[..., None, :], (*cells, encoder.shape[-1]))
+    positions = predictor[..., None, :, :]
+    positions = jnp.broadcast_to(positions, (*cells, predictor.shape[-1]))
+    return function(variables, frames, positions)
 
 
 def tiled(**options: Any) -> Callable[..., jax.Array]:
@@ -72,11 +107,8 @@ def dense(**options: Any) -> Callable[..., jax.Array]:
     """The same from stored logits."""
 
     def loss(variables: Any, encoder: Array, predictor: Array, rest: dict[str, Array]) -> jax.Array:
-        cells = (*encoder.shape[:-1], predictor.shape[-2])
-        frames = jnp.broadcast_to(encoder[..., None, :], (*cells, encoder.shape[-1]))
-        positions = predictor[..., None, :, :]
-        positions = jnp.broadcast_to(positions, (*cells, predictor.shape[-1]))
-        logits = joint({**variables, **constants()}, frames, positions)
+        params = {**variables, **constants()}
+        logits = of_all_pairs(joint, params, encoder, predictor)
         return jax_rnnt.rnnt_loss(logits, **rest, **options)
 
     return loss

@@ -17,15 +17,19 @@ from jax.export import deserialize, symbolic_shape
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from joint_cases import (
+    BIG_BLANKS,
+    DURATIONS,
+    MORE,
     B,
     D,
-    Problem,
     T,
     U,
     V,
+    all_scores,
     assert_close,
-    constants,
-    joint,
+    duration_problem,
+    of_all_pairs,
+    pair_of_scores,
     pulled_back,
     random_problem,
     rest_of,
@@ -34,36 +38,12 @@ from programs import custom_calls, export
 
 import jax_rnnt
 
-DURATIONS = (0, 1, 3)
-BIG_BLANKS = {"big_blank_ids": (V + 1, V), "big_blank_durations": (4, 2)}
-MORE = 3
-"""Scores beside those of the V classes: of durations, or of big blanks, of which two are used."""
-
 
 class Loss(NamedTuple):
     """In tiles, and of stored scores; both of (variables, encoder, predictor, rest)."""
 
     tiled: Callable[..., Callable[..., jax.Array]]
     stored: Callable[..., Callable[..., jax.Array]]
-
-
-def all_scores(variables: Any, encoder: jax.Array, predictor: jax.Array) -> jax.Array:
-    """Of a tanh joiner with V + MORE outputs."""
-    return joint({**variables, **constants()}, encoder, predictor)
-
-
-def pair_of_scores(variables: Any, encoder: jax.Array, predictor: jax.Array) -> Any:
-    scores = all_scores(variables, encoder, predictor)
-    return scores[..., :V], scores[..., V:]
-
-
-def of_all_pairs(function: Any, variables: Any, encoder: jax.Array, predictor: jax.Array) -> Any:
-    """`function` of rows for each pair of a frame and a label position."""
-    cells = (*encoder.shape[:-1], predictor.shape[-2])
-    frames = jnp.broadcast_to(encoder[..., None, :], (*cells, encoder.shape[-1]))
-    positions = predictor[..., None, :, :]
-    positions = jnp.broadcast_to(positions, (*cells, predictor.shape[-1]))
-    return function(variables, frames, positions)
 
 
 def tdt_tiled(**options: Any) -> Callable[..., jax.Array]:
@@ -98,16 +78,6 @@ def multi_blank_stored(**options: Any) -> Callable[..., jax.Array]:
 )
 def loss(request: pytest.FixtureRequest) -> Loss:
     return request.param
-
-
-def duration_problem(seed: int, **options: Any) -> Problem:
-    """With more scores for each cell than `random_problem`'s network has."""
-    problem = random_problem(seed, **options)
-    rng = np.random.default_rng(seed)
-    dtype = problem.encoder.dtype
-    out = jnp.asarray(rng.normal(size=(D, V + MORE)), dtype)
-    bias = jnp.asarray(rng.normal(size=V + MORE), dtype)
-    return problem._replace(variables={**problem.variables, "out": out, "bias": bias})
 
 
 @pytest.mark.parametrize("implementation", ["native", "xla"])
