@@ -112,7 +112,7 @@ def _trace_back(
 
     def before(front, u, arrival):
         """The node that the arc comes from, whether it is a label's, and its duration."""
-        taken = jnp.zeros_like(arrival)
+        taken = 0 * arrival  # zeros that are divided among devices as the operand is
         for i, d in enumerate(fronts.durations):
             taken = jnp.where(arrival // 2 == i, d, taken)
         by_label = arrival % 2
@@ -133,7 +133,7 @@ def _trace_back(
         ), None
 
     front, u, *_ = before(fronts.end[..., 0], bounds[..., 3], arrival)
-    none = jnp.zeros_like(bounds[..., :1]) + jnp.full_like(position[..., :-1], _NONE)
+    none = 0 * (bounds[..., :1] + position[..., :-1]) + _NONE
     start = front, u, none, none
     (*_, frames, durations), _ = lax.scan(step, start, (fronts.fronts.n, arrivals), reverse=True)
     return frames, durations
