@@ -82,8 +82,8 @@ def arcs_of_stored_logits(normalization: str = "softmax") -> Function:
     return arcs
 
 
-def arcs_and_gradients(arcs: Function, problem: Problem, weights: Any) -> Any:
-    rest = rest_of(problem.batch)
+def arcs_and_gradients(arcs: Function, problem: Problem, weights: Any, rest: Any = None) -> Any:
+    rest = rest or rest_of(problem.batch)
 
     def total(*operands: Any) -> Any:
         planes = arcs(*operands, rest)
@@ -224,6 +224,29 @@ def test_few_frames_or_labels(count: int, frames: int, labels: int) -> None:
     assert np.isfinite(arcs[0]).all() and np.isneginf(arcs[1][..., -1]).all()
     alignment = jax.jit(ALIGNED["regular"].in_tiles())(*operands)
     assert alignment.frames.shape == (count, labels)
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_arcs_sharded(axis_type: str, devices: list[jax.Device]) -> None:
+    """A batch divided among devices, and mapped by `vmap`, has the gradients of one device."""
+    problem = random_problem(8, size=(8, T, U))
+    weights = random_weights(problem)
+    wanted = arcs_and_gradients(arcs_of_stored_logits(), problem, weights)
+    in_tiles = arcs_in_tiles(rows_per_tile=100, check=False)
+    types = (getattr(jax.sharding.AxisType, axis_type),)
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=types, devices=devices)
+    data, whole = (NamedSharding(mesh, PartitionSpec(*x)) for x in (["data"], []))
+    with jax.set_mesh(mesh):
+        divided = Problem(
+            jax.device_put(problem.variables, whole),
+            *jax.device_put(problem[1:3], data),
+            problem.batch,
+        )
+        rest, weights = jax.device_put((rest_of(problem.batch), weights), data)
+        for arcs in (in_tiles, jax.vmap(in_tiles, in_axes=(None, 0, 0, 0))):
+            found = arcs_and_gradients(arcs, divided, weights, rest)
+            assert found[1][1].sharding.spec[0] == "data"
+            assert_close(found, wanted)
 
 
 def test_memory() -> None:
