@@ -6,6 +6,7 @@ from . import compat
 from .alignment import rnnt_align, rnnt_align_from_arcs, rnnt_align_pruned, rnnt_align_simple
 from .arc_terms import rnnt_loss_from_arc_terms
 from .arcs_from_logits import rnnt_arcs
+from .beam_decoding import Hypotheses, beam_decode
 from .best_labels import rnnt_best_labels, rnnt_best_labels_simple
 from .checking import check_inputs, check_inputs_packed, check_inputs_pruned
 from .decoding import Decoded, greedy_decode
@@ -45,9 +46,11 @@ __all__ = [
     "BestLabels",
     "Decoded",
     "DurationAlignment",
+    "Hypotheses",
     "LinearDurationJoint",
     "LinearJoint",
     "Posteriors",
+    "beam_decode",
     "check_inputs",
     "check_inputs_packed",
     "check_inputs_pruned",

@@ -1,8 +1,9 @@
-"""Greedy decoding: the likeliest arc of one cell after the other."""
+"""Greedy decoding: the likeliest arc of one cell after the other. What all decoding needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -88,48 +89,35 @@ def greedy_decode(
       TypeError, ValueError: an argument has the wrong type, dtype, shape or value, or one of the
         functions returns what it must not.
     """
-    encoder = validation_decoding.encoder_rows(encoder_out)
-    *batch, T, D = encoder.shape
-    sizes = Sizes(tuple(batch), T, 0, sources=("encoder_out", "encoder_out"))
-    utterances = Utterances(logit_lengths=logit_lengths)
-    utterances = validation.checked_utterances(sizes, utterances, None, check)
     bound = validation.whole_number("max_labels_per_frame", max_labels_per_frame, minimum=1)
+    if durations is not None:
+        durations = validation_durations.increasing_durations(durations)
+    inputs = checked_inputs(
+        predictor_step,
+        joint_step,
+        encoder_out,
+        logit_lengths,
+        initial_state,
+        (blank_id, start_label),
+        check,
+        None if durations is None else len(durations),
+    )
+    encoder, lengths, state, label, blank_id, classes = inputs
+    T = encoder.shape[-2]
     if max_labels is None:
         max_labels = validation.known_size("encoder_out", "T", T) * bound
     capacity = validation_decoding.int32_count("max_labels", max_labels)
     bound = min(bound, max(capacity, 1))  # no frame has more
-    state = jax.tree.map(jnp.asarray, initial_state)
-    if durations is not None:
-        durations = validation_durations.increasing_durations(durations)
-    blank_id, first, num_classes = validation_decoding.check_functions(
-        predictor_step,
-        joint_step,
-        state,
-        (tuple(batch), D, encoder.dtype),
-        (blank_id, start_label),
-        None if durations is None else len(durations),
-    )
     big_blanks = validation_durations.big_blanks(
-        big_blank_ids, big_blank_durations, blank_id, num_classes
+        big_blank_ids, big_blank_durations, blank_id, classes.shape[-1]
     )
     frames_of_blanks = {blank_id: 1, **dict(zip(*big_blanks, strict=True))}
 
-    (encoder,) = with_whole_rows(len(batch), encoder)
-
-    def placed(x: jax.Array) -> jax.Array:
-        return with_batch_sharding_of(encoder, len(batch), x)
-
-    def full(shape: tuple[int, ...], value: int) -> jax.Array:
-        return placed(jnp.full((*batch, *shape), value, jnp.int32))
-
-    _, bounds = labels_and_bounds(encoder, sizes, utterances, None)
-    empty = Decoded(full((capacity,), blank_id), full((), 0), full((capacity,), -1))
+    zero = 0 * lengths
+    room = jnp.broadcast_to(zero[..., None], (*zero.shape, capacity))
+    empty = Decoded(room + blank_id, zero, room - 1)
     if T == 0 or capacity == 0:
         return empty
-    state = jax.tree.map(placed, state)
-    encoder, lengths, state, empty, zero, label = align_varying_axes(
-        encoder, bounds[..., 1], state, empty, full((), 0), full((), first)
-    )
     row, state = predictor_step(state, label)
     # Varying, also where the predictor makes no use of what it is fed.
     start = align_varying_axes(_Position(zero, zero, row, state, empty), encoder)[0]
@@ -164,6 +152,53 @@ def greedy_decode(
         return _Position(frame + steps, jnp.where(steps > 0, 0, emitted), row, state, decoded)
 
     return lax.while_loop(unfinished, advance, start).decoded
+
+
+class DecodingInputs(NamedTuple):
+    """Arguments that have been checked, divided among devices alike."""
+
+    encoder: jax.Array  # (*batch, T, D1)
+    lengths: jax.Array  # (*batch,) int32, -1 where they are out of range
+    state: Any  # arrays (*batch, ...)
+    first_label: jax.Array  # (*batch,) int32
+    blank_id: int
+    scores: jax.ShapeDtypeStruct  # (*batch, V)
+
+
+def checked_inputs(
+    predictor_step: PredictorStep,
+    joint_step: JointStep,
+    encoder_out: Array,
+    logit_lengths: Array | None,
+    initial_state: Any,
+    classes: tuple[int, int | None],
+    check: bool,
+    num_durations: int | None = None,
+) -> DecodingInputs:
+    """From arguments of `greedy_decode`.
+
+    `classes`: blank and start label. `num_durations`: None where the joint network returns no
+    scores of durations.
+    """
+    encoder = validation_decoding.encoder_rows(encoder_out)
+    *batch, T, D = encoder.shape
+    sizes = Sizes(tuple(batch), T, 0, sources=("encoder_out", "encoder_out"))
+    utterances = Utterances(logit_lengths=logit_lengths)
+    utterances = validation.checked_utterances(sizes, utterances, None, check)
+    state = jax.tree.map(jnp.asarray, initial_state)
+    blank_id, first, scores = validation_decoding.check_functions(
+        predictor_step,
+        joint_step,
+        state,
+        (tuple(batch), D, encoder.dtype),
+        classes,
+        num_durations,
+    )
+    (encoder,) = with_whole_rows(len(batch), encoder)
+    _, bounds = labels_and_bounds(encoder, sizes, utterances, None)
+    state = jax.tree.map(partial(with_batch_sharding_of, encoder, len(batch)), state)
+    encoder, lengths, state = align_varying_axes(encoder, bounds[..., 1], state)
+    return DecodingInputs(encoder, lengths, state, 0 * lengths + first, blank_id, scores)
 
 
 class _Position(NamedTuple):

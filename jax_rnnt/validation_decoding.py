@@ -39,8 +39,8 @@ def check_functions(
     encoder: tuple[tuple[int, ...], int, Any],
     classes: tuple[Any, Any],
     num_durations: int | None,
-) -> tuple[int, int, int]:
-    """Blank, start label and number of classes, if the functions return what they are to.
+) -> tuple[int, int, jax.ShapeDtypeStruct]:
+    """Blank, start label and the scores' shape, if the functions return what they are to.
 
     Args:
       encoder: batch dimensions, size and dtype of the encoder's rows.
@@ -87,8 +87,8 @@ def check_functions(
     blank_id, start_label = classes
     blank = validation.blank_class(blank_id, scores.shape[-1])
     if start_label is None:
-        return blank, blank, scores.shape[-1]
-    return blank, int32_count("start_label", start_label), scores.shape[-1]
+        return blank, blank, scores
+    return blank, int32_count("start_label", start_label), scores
 
 
 def _check_scores(scores: Any, name: str, batch: tuple[int, ...], size: int | None) -> None:
