@@ -72,6 +72,13 @@ def joint(variables: Any, *rest: Any) -> jax.Array:
     ).sum()
 
 
+def joint_arcs(variables: Any, labels: Any, *lengths: Any) -> jax.Array:
+    rows, kernel = variables
+    params = {"kernel": kernel}
+    arcs = jax_rnnt.rnnt_arcs_joint(jax_rnnt.LinearJoint(), params, *rows, labels, *lengths)
+    return jax_rnnt.rnnt_loss_from_arcs(*arcs, *lengths).sum()
+
+
 def tdt_joint(variables: Any, *utterances: Any) -> jax.Array:
     rows, kernel = variables
     network = jax_rnnt.LinearDurationJoint(5)
@@ -157,6 +164,7 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], tu
         ARCS + ("jax_rnnt_banded_lattice", "jax_rnnt_row_sums"),
     ),
     "joint": (joint, lambda dtype: (with_kernel(dtype), *UTTERANCES), ARCS + LATTICE),
+    "joint arcs": (joint_arcs, lambda dtype: (with_kernel(dtype), *UTTERANCES), ARCS + LATTICE),
     "tdt joint": (
         tdt_joint,
         lambda dtype: (with_kernel(dtype), *UTTERANCES),
@@ -173,7 +181,7 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]], tu
         LATTICE,
     ),
 }
-IN_TILES = "joint", "tdt joint", "multi-blank joint", "pruned joint"
+IN_TILES = "joint", "joint arcs", "tdt joint", "multi-blank joint", "pruned joint"
 
 
 def custom_calls(program: Program) -> list[str]:
