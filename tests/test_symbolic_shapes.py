@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,10 @@ def logits_and_labels(b: Any, t: Any, u: Any) -> tuple[jax.ShapeDtypeStruct, ...
     return scores(b, t, u + 1, V), integers(b, u)
 
 
+def logits_and_durations(b: Any, t: Any, u: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return scores(b, t, u + 1, V), scores(b, t, u + 1, 2), integers(b, u)
+
+
 IN_ONE_PIECE = {
     "logits": Function(jax_rnnt.rnnt_loss, logits_and_labels),
     "arcs": Function(
@@ -57,7 +62,11 @@ IN_ONE_PIECE = {
     ),
     "tdt": Function(
         lambda *x, **options: jax_rnnt.rnnt_loss_tdt(*x, durations=(0, 1), **options),
-        lambda b, t, u: (scores(b, t, u + 1, V), scores(b, t, u + 1, 2), integers(b, u)),
+        logits_and_durations,
+    ),
+    "align tdt": Function(
+        lambda *x, **options: jax_rnnt.rnnt_align_tdt(*x, durations=(0, 1), **options).score,
+        logits_and_durations,
     ),
     "pruned": Function(
         jax_rnnt.rnnt_loss_pruned,
@@ -70,6 +79,13 @@ IN_TILES = {
     "simple": Function(jax_rnnt.rnnt_loss_simple, halves),
     "joint": Function(
         lambda *x, **options: jax_rnnt.rnnt_loss_joint(sum_of_rows, {}, *x, **options), halves
+    ),
+    "arcs of joint": Function(
+        lambda *x, **options: jax_rnnt.rnnt_arcs_joint(sum_of_rows, {}, *x, **options), halves
+    ),
+    "align joint": Function(
+        lambda *x, **options: tuple(jax_rnnt.rnnt_align_joint(sum_of_rows, {}, *x, **options)),
+        halves,
     ),
     "tdt joint": Function(
         lambda *x, **options: jax_rnnt.rnnt_loss_tdt_joint(
@@ -154,13 +170,14 @@ def test_ranges_and_decoding() -> None:
     with pytest.raises(NotImplementedError, match=r"posteriors\.blank .* symbolic U = n - 1"):
         export(jax.jit(ranges))(scores(B, T, n), scores(B, T, n))
 
-    def decoded(encoder_out: jax.Array) -> Any:
-        return jax_rnnt.greedy_decode(
-            lambda state, symbols: (jnp.zeros((*symbols.shape, D)), state),
+    def decoded(encoder_out: jax.Array, decode: Any = jax_rnnt.greedy_decode) -> Any:
+        return decode(
+            lambda state, symbols: (jnp.zeros((*symbols.shape, D), jnp.float32), state),
             lambda encoder, predictor: encoder + predictor,
             encoder_out,
             initial_state=(),
         )
 
-    with pytest.raises(NotImplementedError, match=r"encoder_out .* symbolic T = n"):
-        export(jax.jit(decoded))(scores(B, n, D))
+    for decode in (jax_rnnt.greedy_decode, jax_rnnt.beam_decode):
+        with pytest.raises(NotImplementedError, match=r"encoder_out .* symbolic T = n"):
+            export(jax.jit(partial(decoded, decode=decode)))(scores(B, n, D))
