@@ -46,8 +46,4 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
   return decode_posteriors(params, blank, blank_posteriors, label_posteriors);
 }
 
-ffi::Error check_workspace(const BandedLattice& params, int64_t needed_elements) {
-  return check_workspace(params.batch, params.workspace_elements, needed_elements);
-}
-
 }  // namespace jax_rnnt

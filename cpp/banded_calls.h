@@ -14,8 +14,6 @@ ffi::Error decode(BandedLattice& params, DType& dtype, ffi::AnyBuffer blank, ffi
                   Int32Buffer starts, Int32Buffer bounds, AnyResult log_likelihood,
                   AnyResult workspace, int64_t topology, double delay_penalty, int64_t num_labels);
 
-ffi::Error check_workspace(const BandedLattice& params, int64_t needed_elements);
-
 template <class Context>
 auto banded_lattice_signature() {
   return ffi::Ffi::Bind()

@@ -60,8 +60,7 @@ ffi::Error divide_workspace(BestPath& params, int64_t per_utterance, int64_t ele
   PackedRows& packed = params.packed;
   packed.per_utterance = per_utterance;
   const int64_t of_rows = (packed.rows + element_bytes - 1) / element_bytes;
-  return check_workspace(params.band.batch, params.band.workspace_elements,
-                         per_utterance * packed.utterances + of_rows);
+  return check_workspace(params.band, per_utterance * packed.utterances + of_rows);
 }
 
 }  // namespace jax_rnnt

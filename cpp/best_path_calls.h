@@ -36,4 +36,9 @@ auto best_path_signature() {
       .template Attr<double>("delay_penalty");
 }
 
+template <class Context>
+auto packed_best_path_signature() {
+  return best_path_signature<Context>();
+}
+
 }  // namespace jax_rnnt

@@ -81,8 +81,4 @@ ffi::Error decode(BestDurationPath& params, DType& dtype, ffi::AnyBuffer blank,
   return ffi::Error::Success();
 }
 
-ffi::Error check_workspace(const DurationLattice& params, int64_t needed_elements) {
-  return check_workspace(params.batch, params.workspace_elements, needed_elements);
-}
-
 }  // namespace jax_rnnt

@@ -22,8 +22,6 @@ ffi::Error decode(BestDurationPath& params, DType& dtype, ffi::AnyBuffer blank,
                   ffi::Result<Int32Buffer> label_durations, AnyResult workspace,
                   ffi::Result<ffi::Buffer<ffi::U8>> arrivals, int64_t durations, bool labels_stay);
 
-ffi::Error check_workspace(const DurationLattice& params, int64_t needed_elements);
-
 template <class Context>
 auto duration_lattice_signature() {
   return ffi::Ffi::Bind()

@@ -244,12 +244,4 @@ ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi
   return ffi::Error::Success();
 }
 
-ffi::Error check_workspace(const FactoredForward& params, int64_t needed_elements) {
-  return check_workspace(params.batch, params.workspace_elements, needed_elements);
-}
-
-ffi::Error check_workspace(const FactoredBackward& params, int64_t needed_elements) {
-  return check_workspace(params.batch, params.workspace_elements, needed_elements);
-}
-
 }  // namespace jax_rnnt

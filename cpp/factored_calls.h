@@ -33,9 +33,6 @@ ffi::Error decode(FactoredBackward& params, DType& dtype, ffi::AnyBuffer am, ffi
                   AnyResult label_of_position, AnyResult workspace, int64_t blank_id,
                   double joint_share, double am_share);
 
-ffi::Error check_workspace(const FactoredForward& params, int64_t needed_elements);
-ffi::Error check_workspace(const FactoredBackward& params, int64_t needed_elements);
-
 template <class Context>
 auto factored_fwd_signature() {
   return ffi::Ffi::Bind()

@@ -173,8 +173,11 @@ ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyB
                         final_blank, delay_penalty);
 }
 
-ffi::Error check_workspace(const Lattice& params, int64_t needed_elements) {
-  return check_workspace(params.batch, params.workspace_elements, needed_elements);
+ffi::Error check_workspace(int64_t batch, int64_t elements, int64_t needed_elements) {
+  if (batch == 0 || elements >= needed_elements) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument("jax_rnnt: workspace has " + std::to_string(elements) +
+                                     " elements for each utterance, expected " +
+                                     std::to_string(needed_elements));
 }
 
 }  // namespace jax_rnnt

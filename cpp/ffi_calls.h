@@ -46,7 +46,12 @@ ffi::Error decode(Lattice& params, DType& dtype, ffi::AnyBuffer blank, ffi::AnyB
                   int64_t topology, bool final_blank, double delay_penalty);
 
 // Whether the workspace, whose size depends on the platform, is as large as the kernels need.
-ffi::Error check_workspace(const Lattice& params, int64_t needed_elements);
+ffi::Error check_workspace(int64_t batch, int64_t elements, int64_t needed_elements);
+
+template <class Params>
+ffi::Error check_workspace(const Params& params, int64_t needed_elements) {
+  return check_workspace(params.batch, params.workspace_elements, needed_elements);
+}
 
 // `Context` is what the platform hands to a handler: a thread pool, a stream.
 

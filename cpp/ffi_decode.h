@@ -95,11 +95,4 @@ ffi::Error decode_posteriors(Params& params, const ffi::AnyBuffer& arcs, AnyResu
   return ffi::Error::Success();
 }
 
-inline ffi::Error check_workspace(int64_t batch, int64_t elements, int64_t needed) {
-  if (batch == 0 || elements >= needed) return ffi::Error::Success();
-  return ffi::Error::InvalidArgument("jax_rnnt: workspace has " + std::to_string(elements) +
-                                     " elements for each utterance, expected " +
-                                     std::to_string(needed));
-}
-
 }  // namespace jax_rnnt

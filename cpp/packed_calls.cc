@@ -60,7 +60,7 @@ ffi::Error divide_workspace(Lattice& params, PackedWorkspace needed) {
   PackedRows& packed = params.packed;
   packed.per_row = needed.per_row;
   packed.per_utterance = needed.per_utterance;
-  return check_workspace(params.batch, params.workspace_elements,
+  return check_workspace(params,
                          needed.per_row * packed.rows + needed.per_utterance * packed.utterances);
 }
 

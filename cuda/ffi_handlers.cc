@@ -2,12 +2,6 @@
 
 #include <string>
 
-#include "../cpp/banded_calls.h"
-#include "../cpp/best_path_calls.h"
-#include "../cpp/duration_calls.h"
-#include "../cpp/factored_calls.h"
-#include "../cpp/packed_calls.h"
-#include "../cpp/row_sums_calls.h"
 #include "kernels.h"
 
 namespace jax_rnnt {
@@ -123,61 +117,17 @@ constexpr auto row_sums = [](cudaStream_t stream, auto... operands) -> ffi::Erro
 // Launches depend on shapes only, so that XLA may record them once into a CUDA graph.
 constexpr auto kTraits = {ffi::Traits::kCmdBufferCompatible};
 
-XLA_FFI_DEFINE_HANDLER(arcs_fwd_handler, arcs_fwd, arcs_fwd_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(arcs_bwd_handler, arcs_bwd, arcs_bwd_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(lattice_handler, lattice, lattice_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(lattice_score_handler, lattice, lattice_score_signature<Stream>(), kTraits);
-
-XLA_FFI_DEFINE_HANDLER(packed_lattice_handler, packed_lattice, packed_lattice_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(packed_lattice_score_handler, packed_lattice,
-                       packed_lattice_score_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(banded_lattice_handler, banded_lattice, banded_lattice_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(banded_lattice_score_handler, banded_lattice,
-                       banded_lattice_score_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(duration_lattice_handler, duration_lattice,
-                       duration_lattice_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(duration_lattice_score_handler, duration_lattice,
-                       duration_lattice_score_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(best_path_handler, best_path, best_path_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(packed_best_path_handler, packed_best_path, best_path_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(best_duration_path_handler, best_duration_path,
-                       best_duration_path_signature<Stream>(), kTraits);
-XLA_FFI_DEFINE_HANDLER(factored_fwd_handler, factored_fwd, factored_fwd_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(factored_bwd_handler, factored_bwd, factored_bwd_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(smoothed_fwd_handler, factored_fwd, smoothed_fwd_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(smoothed_bwd_handler, factored_bwd, smoothed_bwd_signature<Stream>(),
-                       kTraits);
-XLA_FFI_DEFINE_HANDLER(row_sums_handler, row_sums, row_sums_signature<Stream>(), kTraits);
+#define JAX_RNNT_DEFINE_HANDLER(target, function) \
+  XLA_FFI_DEFINE_HANDLER(target##_handler, function, target##_signature<Stream>(), kTraits);
+JAX_RNNT_TARGETS(JAX_RNNT_DEFINE_HANDLER)
+#undef JAX_RNNT_DEFINE_HANDLER
 
 }  // namespace
 
 std::vector<NamedHandler> handlers() {
-  return {
-      {"jax_rnnt_arcs_fwd", arcs_fwd_handler},
-      {"jax_rnnt_arcs_bwd", arcs_bwd_handler},
-      {"jax_rnnt_lattice", lattice_handler},
-      {"jax_rnnt_lattice_score", lattice_score_handler},
-      {"jax_rnnt_packed_lattice", packed_lattice_handler},
-      {"jax_rnnt_packed_lattice_score", packed_lattice_score_handler},
-      {"jax_rnnt_banded_lattice", banded_lattice_handler},
-      {"jax_rnnt_banded_lattice_score", banded_lattice_score_handler},
-      {"jax_rnnt_duration_lattice", duration_lattice_handler},
-      {"jax_rnnt_duration_lattice_score", duration_lattice_score_handler},
-      {"jax_rnnt_best_path", best_path_handler},
-      {"jax_rnnt_packed_best_path", packed_best_path_handler},
-      {"jax_rnnt_best_duration_path", best_duration_path_handler},
-      {"jax_rnnt_factored_fwd", factored_fwd_handler},
-      {"jax_rnnt_factored_bwd", factored_bwd_handler},
-      {"jax_rnnt_smoothed_fwd", smoothed_fwd_handler},
-      {"jax_rnnt_smoothed_bwd", smoothed_bwd_handler},
-      {"jax_rnnt_row_sums", row_sums_handler},
-  };
+#define JAX_RNNT_NAMED_HANDLER(target, function) {"jax_rnnt_" #target, target##_handler},
+  return {JAX_RNNT_TARGETS(JAX_RNNT_NAMED_HANDLER)};
+#undef JAX_RNNT_NAMED_HANDLER
 }
 
 }  // namespace jax_rnnt

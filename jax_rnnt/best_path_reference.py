@@ -118,6 +118,8 @@ def _frames_of_labels(band: Band, by_label: jax.Array, num_labels: int) -> jax.A
 
 def _running_best(terms: jax.Array, steps: jax.Array) -> jax.Array:
     """x(s) = max(terms(s), steps(s) + x(s-1)), by doubling as `banded_reference._running_sums`."""
+    if not isinstance(terms.shape[-1], int):  # symbolic when exported: how often is unknown
+        return _running_best_one_by_one(terms, steps)
     distance = 1
     while distance < terms.shape[-1]:
         pad = [(0, 0)] * (terms.ndim - 1) + [(distance, 0)]
@@ -128,6 +130,16 @@ def _running_best(terms: jax.Array, steps: jax.Array) -> jax.Array:
         terms, steps = jnp.maximum(terms, steps + below(terms)), steps + below(steps)
         distance *= 2
     return terms
+
+
+def _running_best_one_by_one(terms: jax.Array, steps: jax.Array) -> jax.Array:
+    def step(below: jax.Array, here: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        best = jnp.maximum(here[0], here[1] + below)
+        return best, best
+
+    along = (jnp.moveaxis(terms, -1, 0), jnp.moveaxis(steps, -1, 0))
+    _, best = lax.scan(step, jnp.full_like(terms[..., 0], -jnp.inf), along)
+    return jnp.moveaxis(best, 0, -1)
 
 
 def _above(row: jax.Array, fill: float | bool) -> jax.Array:

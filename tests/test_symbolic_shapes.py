@@ -60,6 +60,9 @@ IN_ONE_PIECE = {
     "arcs": Function(
         jax_rnnt.rnnt_loss_from_arcs, lambda b, t, u: (scores(b, t, u + 1), scores(b, t, u + 1))
     ),
+    "align": Function(
+        lambda *x, **options: jax_rnnt.rnnt_align(*x, **options).frames, logits_and_labels
+    ),
     "tdt": Function(
         lambda *x, **options: jax_rnnt.rnnt_loss_tdt(*x, durations=(0, 1), **options),
         logits_and_durations,
