@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *(f"docs/{x}.md" for x in ("index", "choosing", "sharding", "sharp-bits"))]
+TESTED = ("index", "choosing", "recipes", "sharding", "sharp-bits")
+PAGES = ["README.md", *(f"docs/{x}.md" for x in TESTED)]
 
 
 @pytest.mark.parametrize("page", PAGES)
