@@ -156,7 +156,9 @@ def utterances_of(sizes: Sizes, given: Utterances) -> Utterances:
         # The last dimension is wrong only where U is not taken from the labels themselves.
         hint = ", which have U+1 label positions."
         if getattr(given.labels, "shape", ())[-1:] == (sizes.T - 1,):
-            hint += f" There are T = {sizes.T} frames: are am and lm, or two dimensions, swapped?"
+            first, second = sizes.sources
+            swapped = f"dimensions of {first}" if first == second else f"{first} and {second}"
+            hint += f" There are T = {sizes.T} frames: are {swapped} swapped?"
         labels = integer_argument("labels", given.labels, (*batch, sizes.U), "(*batch, U)", hint)
 
     def optional(name: str, core: tuple[int, ...] = (), letters: str = "(*batch,)") -> Array | None:

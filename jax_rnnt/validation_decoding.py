@@ -60,7 +60,7 @@ def check_functions(
     result = jax.eval_shape(predictor_step, state, labels)
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
-            f"predictor_step returns a {type(result).__name__}; expected (predictor_rows, state)."
+            f"predictor_step returns {_kind(result)}; expected (predictor_rows, state)."
         )
     rows, new_state = result
     if not isinstance(rows, jax.ShapeDtypeStruct) or rows.shape[:-1] != batch:
@@ -78,7 +78,7 @@ def check_functions(
     if num_durations is not None:
         if not isinstance(scores, tuple) or len(scores) != 2:
             raise TypeError(
-                f"joint_step returns a {type(scores).__name__}; expected (scores, "
+                f"joint_step returns {_kind(scores)}; expected (scores, "
                 "duration_scores), as there are durations."
             )
         scores, duration_scores = scores
@@ -104,6 +104,10 @@ def _check_scores(scores: Any, name: str, batch: tuple[int, ...], size: int | No
         raise TypeError(
             f"joint_step returns {name} of dtype {scores.dtype}; expected floating point."
         )
+
+
+def _kind(result: Any) -> str:
+    return "one array" if hasattr(result, "shape") else f"a {type(result).__name__}"
 
 
 def _types(tree: Any) -> Any:

@@ -60,4 +60,6 @@ def big_blanks(
 def _whole_numbers(name: str, value: Any, expected: str, minimum: int) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {value!r}; {expected}.")
-    return tuple(validation.whole_number(name, x, minimum=minimum) for x in value)
+    return tuple(
+        validation.whole_number(f"{name}[{i}]", x, minimum=minimum) for i, x in enumerate(value)
+    )

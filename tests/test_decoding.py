@@ -217,7 +217,7 @@ def test_bad_input() -> None:
     fails(ValueError, r"initial_state has an array of shape \(3,\)", initial_state=model.state(3))
     fails(
         TypeError,
-        r"predictor_step returns a .*; expected \(pred",
+        r"predictor_step returns one array; expected \(pred",
         predictor_step=lambda state, label: state["hidden"],
     )
     fails(
@@ -240,7 +240,7 @@ def test_bad_input() -> None:
         "joint_step returns scores of dtype int",
         joint_step=lambda am, lm: am.astype(jnp.int32),
     )
-    fails(TypeError, r"joint_step returns a .*duration_scores\), as", durations=(0, 1))
+    fails(TypeError, r"joint_step returns one array.*duration_scores\), as", durations=(0, 1))
     fails(
         ValueError,
         r"returns duration_scores of shape \(8, 4\); expected \(\*batch, 2\), a score for",

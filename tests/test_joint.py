@@ -464,7 +464,7 @@ def test_constants_that_depend_on_the_number_of_rows() -> None:
         (
             {"labels": np.ones((B, T - 1), int)},
             ValueError,
-            "T = 19 frames: are am and lm, .*swapped",
+            "T = 19 frames: are encoder_out and predictor_out swapped",
         ),
         ({"rng": 1}, TypeError, "rng is 1"),
         ({"rng": jax.random.split(jax.random.key(0))}, ValueError, r"rng has shape \(2,\)"),

@@ -302,10 +302,10 @@ def arguments(**change: Any) -> Options:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"big_blank_durations": (1, 2)}, ValueError, "expected big_blank_durations >= 2"),
+        ({"big_blank_durations": (1, 2)}, ValueError, r"expected big_blank_durations\[0\] >= 2"),
         ({"big_blank_durations": (2, 2)}, ValueError, r"big_blank_durations is \(2, 2\); .*differ"),
         ({"big_blank_durations": (2, 63)}, ValueError, "from 2 to 62"),
-        ({"big_blank_durations": (2, 2.5)}, TypeError, "big_blank_durations is 2.5"),
+        ({"big_blank_durations": (2, 2.5)}, TypeError, r"big_blank_durations\[1\] is 2.5"),
         ({"big_blank_durations": 2}, TypeError, r"big_blank_durations is 2; .* as \(2, 4, 8\)"),
         ({"big_blank_durations": (2,)}, ValueError, r"big_blank_ids is \(5, 4\); .* each of the"),
         ({"big_blank_ids": (-1, -1)}, ValueError, "all different"),
